@@ -1,0 +1,158 @@
+"""The one place where arrays that come from users are judged; everything below trusts what passed here.
+
+An error names the op, the argument, what was expected and what came. Knows nothing of what the ops compute.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastmixer.kernels.select import implementation
+
+
+class Arrays:
+    """Checks an op's arrays against each other: the first use of an axis name fixes its size for the later ones.
+
+    arrays = Arrays("attention")
+    q = arrays.check("q", q, "batch heads queries head_dim")
+    k = arrays.check("k", k, "batch kv_heads keys head_dim")     # batch and head_dim must be q's
+
+    Floats are float32. Where the NumPy reference is what runs, float64 is let through (gradient checks need it), as
+    long as all of an op's arrays agree.
+    """
+
+    def __init__(self, op: str, kernel: str | None = None, **sizes: int):
+        self.op = op
+        self.sizes: dict[str, int] = dict(sizes)
+        self.dtype: np.dtype | None = None
+        self._kernel = kernel or op
+
+    def check(self, name: str, value: Any, axes: str, *, contiguous: bool = True) -> np.ndarray:
+        """value as a float array with these axes; a strided one is copied unless contiguous=False.
+
+        Raises TypeError for a wrong type or dtype, ValueError for a wrong shape.
+        """
+        names = axes.split()
+        self._require_array(name, value, names)
+        if value.dtype != np.float32 and not (value.dtype == np.float64 and self._runs_float64()):
+            raise TypeError(self._message(name, value, names))
+        if self.dtype is None:
+            self.dtype = value.dtype
+        elif value.dtype != self.dtype:
+            raise TypeError(self._message(name, value, names, dtype=self.dtype))
+        self._bind(name, value, names)
+        if contiguous:
+            return np.ascontiguousarray(value)
+        return value if value.size == 0 or value.strides[-1] == value.itemsize else np.ascontiguousarray(value)
+
+    def check_optional(self, name: str, value: Any, axes: str) -> np.ndarray | None:
+        """As check; None stays None."""
+        return None if value is None else self.check(name, value, axes)
+
+    def check_output(self, name: str, value: Any, axes: str, *, contiguous: bool = True) -> np.ndarray:
+        """value as an array that is written in place: right dtype and shape, writable, C-contiguous (or, with
+        contiguous=False, its last axis contiguous)."""
+        names = axes.split()
+        self._require_array(name, value, names)
+        expected = self.dtype or np.dtype(np.float32)
+        if value.dtype != expected and not (
+            self.dtype is None and value.dtype == np.float64 and self._runs_float64()
+        ):
+            raise TypeError(self._message(name, value, names, dtype=expected))
+        self.dtype = value.dtype
+        self._bind(name, value, names)
+        if not value.flags.writeable:
+            raise ValueError(f"{self.op}: {name} is written in place and must be writable; got a read-only array")
+        laid_out = value.flags.c_contiguous if contiguous else value.size == 0 or value.strides[-1] == value.itemsize
+        if not laid_out:
+            wanted = "C-contiguous" if contiguous else "contiguous along its last axis"
+            raise ValueError(
+                f"{self.op}: {name} is written in place and must be {wanted}; got strides {value.strides}"
+            )
+        return value
+
+    def output(self, name: str, value: Any, axes: str) -> np.ndarray:
+        """value if given (as check_output), else a new uninitialised array; every axis must have been seen."""
+        if value is not None:
+            return self.check_output(name, value, axes)
+        return np.empty(tuple(self.sizes[axis] for axis in axes.split()), self.dtype or np.float32)
+
+    def check_ids(self, name: str, value: Any, axes: str | None, limit: int, ignore: int | None = None) -> np.ndarray:
+        """value as contiguous int64 ids within 0..limit-1 (or equal to ignore); axes None takes any shape.
+
+        Raises TypeError unless integers, ValueError for a wrong shape, IndexError naming the first id that is out of
+        range and its position.
+        """
+        names = axes.split() if axes is not None else None
+        if isinstance(value, (list, tuple, int)):
+            value = np.asarray(value, dtype=np.int64 if np.size(value) == 0 else None)
+        self._require_array(name, value, names, kind="integer")
+        if value.dtype.kind not in "iu":
+            raise TypeError(self._message(name, value, names, dtype="integer"))
+        if names is not None:
+            self._bind(name, value, names, dtype="integer")
+        ids = np.ascontiguousarray(value, dtype=np.int64)
+        check_id_range(self.op, name, ids, limit, ignore)
+        return ids
+
+    def _runs_float64(self) -> bool:
+        return implementation(self._kernel) == "reference"
+
+    def _require_array(self, name: str, value: Any, names: list[str] | None, kind: str = "float32") -> None:
+        if not isinstance(value, np.ndarray):
+            axes = f" [{', '.join(names)}]" if names is not None else ""
+            raise TypeError(f"{self.op}: {name} must be a NumPy array, {kind}{axes}; got {type(value).__name__}")
+
+    def _bind(self, name: str, value: np.ndarray, names: list[str], dtype: Any = None) -> None:
+        fits = value.ndim == len(names) and all(
+            self.sizes.get(axis, size) == size for axis, size in zip(names, value.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(self._message(name, value, names, dtype=dtype or self.dtype))
+        self.sizes.update(zip(names, value.shape, strict=True))
+
+    def _message(self, name: str, value: np.ndarray, names: list[str] | None, dtype: Any = np.float32) -> str:
+        kind = dtype if isinstance(dtype, str) else np.dtype(dtype or np.float32).name
+        axes = ""
+        if names is not None:
+            known = (f"{axis}={self.sizes[axis]}" if axis in self.sizes else axis for axis in names)
+            axes = f" [{', '.join(known)}]"
+        return f"{self.op}: {name} must be {kind}{axes}; got {value.dtype.name} {value.shape}"
+
+
+def check_id_range(op: str, name: str, ids: np.ndarray, limit: int, ignore: int | None = None) -> None:
+    """IndexError with value and position of the first of ids (int64, any shape) outside 0..limit-1 and not ignore."""
+    if ids.size == 0 or (ids.min() >= 0 and ids.max() < limit):
+        return
+    bad = (ids < 0) | (ids >= limit)
+    if ignore is not None:
+        bad &= ids != ignore
+    if not bad.any():
+        return
+    position = np.unravel_index(int(bad.argmax()), ids.shape)
+    index = ", ".join(str(int(axis)) for axis in position)
+    raise IndexError(f"{op}: {name}[{index}] = {int(ids[position])} is out of range; expected 0..{limit - 1}")
+
+
+def check_choice(op: str, name: str, value: Any, choices: Any) -> Any:
+    """value if it is among choices; ValueError naming all of them otherwise."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+    return value
+
+
+def check_number(
+    op: str, name: str, value: Any, *, at_least: float | None = None, above: float | None = None,
+    below: float | None = None, at_most: float | None = None,
+) -> Any:  # fmt: skip
+    """value if it is a finite real number within the given bounds; TypeError or ValueError otherwise."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{op}: {name} must be a number; got {type(value).__name__}")
+    bounds = [
+        (at_least, f">= {at_least}", lambda limit: value >= limit), (above, f"> {above}", lambda limit: value > limit),
+        (below, f"< {below}", lambda limit: value < limit), (at_most, f"<= {at_most}", lambda limit: value <= limit),
+    ]  # fmt: skip
+    wanted = " and ".join(text for limit, text, _ in bounds if limit is not None)
+    if not np.isfinite(value) or not all(holds(limit) for limit, _, holds in bounds if limit is not None):
+        raise ValueError(f"{op}: {name} must be {wanted or 'finite'}; got {value}")
+    return value

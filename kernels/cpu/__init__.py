@@ -1,0 +1,30 @@
+"""Which instruction-set levels this processor and operating system can run, best first.
+
+Knows nothing of which levels were built: kernels/select.py joins the two.
+"""
+
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+LEVELS = ("x86_64_v4", "x86_64_v3", "x86_64_v2", "portable")
+
+
+def runnable_levels() -> tuple[str, ...]:
+    """Levels that may be executed here, best first; () when no native module was built."""
+    if find_spec("fastmixer.kernels.cpu.native") is None:
+        return ()
+    from fastmixer.kernels.cpu import native
+
+    best = native.x86_64_level()
+    return tuple(level for level in LEVELS if level == "portable" or int(level[-1]) <= best)
+
+
+def processor_name() -> str:
+    """What the operating system calls the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith(("model name", "Processor")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,42 @@
+/* Which x86-64 levels the processor *and* the operating system allow (CPUID for the instructions, XGETBV for the
+ * register state that the system saves). Elsewhere none. Knows nothing of what was built.
+ */
+#ifndef FASTMIXER_CPUID_H
+#define FASTMIXER_CPUID_H
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <stdint.h>
+
+static uint64_t cpu_xgetbv(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return ((uint64_t)high << 32) | low;
+}
+
+/* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level. */
+static int cpu_x86_64_level(void) {
+    unsigned a, b, c, d, b7 = 0, c7 = 0, d7 = 0, c_extended = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 1;
+    __get_cpuid_count(7, 0, &a, &b7, &c7, &d7);
+    unsigned ignored;
+    __get_cpuid(0x80000001u, &ignored, &ignored, &c_extended, &ignored);
+
+    const unsigned v2 = bit_SSE3 | bit_SSSE3 | bit_SSE4_1 | bit_SSE4_2 | bit_POPCNT | bit_CMPXCHG16B;
+    if ((c & v2) != v2 || !(c_extended & bit_LAHF_LM)) return 1;
+
+    const unsigned v3 = bit_AVX | bit_FMA | bit_F16C | bit_MOVBE | bit_OSXSAVE;
+    const unsigned v3_extended = bit_AVX2 | bit_BMI | bit_BMI2;
+    if ((c & v3) != v3 || (b7 & v3_extended) != v3_extended || !(c_extended & bit_LZCNT)) return 2;
+    uint64_t saved = cpu_xgetbv();
+    if ((saved & 0x06) != 0x06) return 2; /* xmm, ymm */
+
+    const unsigned v4 = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
+    if ((b7 & v4) != v4 || (saved & 0xe6) != 0xe6) return 3; /* and opmask, zmm */
+    return 4;
+}
+#else
+static int cpu_x86_64_level(void) { return 0; }
+#endif
+
+#endif

@@ -1,0 +1,58 @@
+"""The measured limits of this machine, probed once a process: FLOP/s from registers, bytes/s from memory."""
+
+import time
+from functools import lru_cache
+
+import numpy as np
+
+from fastmixer.kernels.select import kernels
+from fastmixer.kernels.threads import get_threads
+
+PROBE_SECONDS = 0.02  # one timed piece: longer than a scheduler's hiccup is rare, shorter than a user notices
+PROBE_REPEATS = 7  # best of: neighbours on a shared machine only ever slow a probe down
+READ_FLOATS = 1 << 26  # 256 MB, well past every cache
+READ_BLOCK = 1 << 16
+
+
+def measured_peak_flops() -> float:
+    """Float32 fused multiply-adds per second on the current number of threads, as FLOP/s (two an FMA); cached."""
+    return _peak_flops(get_threads())
+
+
+def measured_bandwidth() -> float:
+    """Bytes per second that the current number of threads read from memory; cached."""
+    return _bandwidth(get_threads())
+
+
+def probe_flops(seconds: float = PROBE_SECONDS) -> float:
+    """One fresh probe of FLOP/s, not cached: for benchmarks that interleave probe and kernel."""
+    probe = kernels("peak").fma_rounds
+    sink = np.zeros(get_threads(), np.float32)
+    rounds, elapsed, operations = 1000, 0.0, 0.0
+    while elapsed < seconds:
+        rounds *= 2
+        start = time.perf_counter()
+        operations = probe(sink, rounds)
+        elapsed = time.perf_counter() - start
+    return operations / elapsed
+
+
+def probe_bandwidth(data: np.ndarray | None = None) -> float:
+    """One fresh probe of bytes/s over data: float32 [n] (256 MB of its own if None)."""
+    if data is None:
+        data = np.ones(READ_FLOATS, np.float32)
+    sink = np.zeros((len(data) + READ_BLOCK - 1) // READ_BLOCK, np.float32)
+    start = time.perf_counter()
+    count = kernels("peak").read_memory(data, sink)
+    return count / (time.perf_counter() - start)
+
+
+@lru_cache
+def _peak_flops(threads: int) -> float:
+    return max(probe_flops() for _ in range(PROBE_REPEATS))
+
+
+@lru_cache
+def _bandwidth(threads: int) -> float:
+    data = np.ones(READ_FLOATS, np.float32)
+    return max(probe_bandwidth(data) for _ in range(PROBE_REPEATS))

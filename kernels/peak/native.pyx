@@ -1,0 +1,82 @@
+"""What this machine can do at most: fused multiply-adds from registers, bytes from memory.
+
+Every share of a peak that fastmixer prints stands over these figures, probed in the same run. Knows nothing of ops.
+"""
+
+include "vec.pxi"
+
+cdef extern from *:
+    """
+    #include "vec.h"
+    /* Twelve independent sums hide the latency of the multiply-add; without fast-math no round can be folded. */
+    #define PEAK_SUMS 12
+    static float peak_rounds(long rounds) {
+        vf sums[PEAK_SUMS], a = vf_set(0.5f), b = vf_set(0.25f);
+        for (int i = 0; i < PEAK_SUMS; i++) sums[i] = vf_set((float)i);
+        for (long round = 0; round < rounds; round++)
+            for (int i = 0; i < PEAK_SUMS; i++) sums[i] = vf_fma(a, sums[i], b);
+        vf total = vf_zero();
+        for (int i = 0; i < PEAK_SUMS; i++) total = vf_add(total, sums[i]);
+        return vf_sum(total);
+    }
+    """
+    enum: PEAK_SUMS
+    float peak_rounds(long rounds) noexcept nogil
+
+
+cdef struct FmaTask:
+    long rounds
+    float *sink
+
+
+cdef void fma_task(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef FmaTask *probe = <FmaTask *>argument
+    probe.sink[task] = peak_rounds(probe.rounds)
+
+
+def fma_rounds(float[::1] sink, long rounds):
+    """One task an element of sink: float32 [threads], each `rounds` times over; returns the floating-point operations."""
+    cdef FmaTask probe
+    cdef ptrdiff_t tasks = sink.shape[0]
+    probe.rounds = rounds
+    probe.sink = &sink[0]
+    with nogil:
+        pool_run(fma_task, &probe, tasks)
+    return 2.0 * VF_WIDTH * PEAK_SUMS * rounds * tasks
+
+
+cdef enum:
+    READ_BLOCK = 1 << 16  # floats a task: 256 KB
+
+
+cdef struct ReadTask:
+    const float *data
+    ptrdiff_t count
+    float *sink
+
+
+cdef void read_task(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef ReadTask *probe = <ReadTask *>argument
+    cdef const float *data = probe.data + task * READ_BLOCK
+    cdef ptrdiff_t count = min(READ_BLOCK, probe.count - task * READ_BLOCK)
+    cdef vf s0 = vf_zero(), s1 = vf_zero(), s2 = vf_zero(), s3 = vf_zero()
+    cdef ptrdiff_t i = 0
+    while i + 4 * VF_WIDTH <= count:
+        s0 = vf_add(s0, vf_load(data + i))
+        s1 = vf_add(s1, vf_load(data + i + VF_WIDTH))
+        s2 = vf_add(s2, vf_load(data + i + 2 * VF_WIDTH))
+        s3 = vf_add(s3, vf_load(data + i + 3 * VF_WIDTH))
+        i += 4 * VF_WIDTH
+    probe.sink[task] = vf_sum(vf_add(vf_add(s0, s1), vf_add(s2, s3)))
+
+
+def read_memory(const float[::1] data, float[::1] sink):
+    """Read data: float32 [n] once on all threads into sink: float32 [ceil(n / 65536)]; returns the bytes read."""
+    cdef ReadTask probe
+    cdef ptrdiff_t tasks = (data.shape[0] + READ_BLOCK - 1) // READ_BLOCK
+    probe.data = &data[0]
+    probe.count = data.shape[0]
+    probe.sink = &sink[0]
+    with nogil:
+        pool_run(read_task, &probe, tasks)
+    return 4.0 * data.shape[0]

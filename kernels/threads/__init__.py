@@ -1,0 +1,105 @@
+"""The number of threads, and the way jit kernels use them.
+
+Native kernels run on the pool in pool.c; jit kernels, whose compiled blocks release the GIL, on `parallel_for`.
+Knows nothing of arrays or ops.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import count
+
+from fastmixer.kernels.threads.limits import allowed_processors, default_threads
+
+_threads: int | None = None
+_executor: ThreadPoolExecutor | None = None
+_executor_workers = 0
+_lock = threading.Lock()
+_local = threading.local()
+
+
+def get_threads() -> int:
+    """The number of threads that kernels use; on first call FASTMIXER_THREADS or the machine decides."""
+    if _threads is None:
+        set_threads(_threads_from_environment())
+    assert _threads is not None
+    return _threads
+
+
+def set_threads(threads: int) -> None:
+    """Use this many threads from now on (results do not depend on it). Raises ValueError unless it is >= 1."""
+    global _threads
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ValueError(f"set_threads: threads must be an integer >= 1; got {threads!r}")
+    _threads = threads
+    if find_spec("fastmixer.kernels.threads.native") is not None:
+        from fastmixer.kernels.threads import native
+
+        native.set_threads(threads, len(allowed_processors()))
+
+
+def _threads_from_environment() -> int:
+    text = os.environ.get("FASTMIXER_THREADS", "").strip()
+    if not text:
+        return default_threads()
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"FASTMIXER_THREADS must be an integer >= 1; got {text!r}")
+    return int(text)
+
+
+def parallel_for(function: Callable[[int], object], tasks: int) -> None:
+    """Call function(0), ..., function(tasks - 1) on the caller and up to get_threads() - 1 Python threads.
+
+    Tasks are handed out one by one. A nested call runs in its own thread. The first exception (KeyboardInterrupt
+    included) stops the handing out and is raised once no task is running any more.
+    """
+    workers = min(get_threads(), tasks) - 1
+    if workers <= 0 or getattr(_local, "inside", False):
+        for task in range(tasks):
+            function(task)
+        return
+
+    tickets = count()
+    errors: list[BaseException] = []
+
+    def drain() -> None:
+        _local.inside = True
+        try:
+            while not errors and (task := next(tickets)) < tasks:
+                function(task)
+        except BaseException as error:  # re-raised in the calling thread below
+            errors.append(error)
+        finally:
+            _local.inside = False
+
+    executor = _get_executor(get_threads() - 1)
+    futures = [executor.submit(drain) for _ in range(workers)]
+    drain()
+    for future in futures:
+        if not future.cancel():
+            future.result()
+    if errors:
+        raise errors[0]
+
+
+def _get_executor(workers: int) -> ThreadPoolExecutor:
+    global _executor, _executor_workers
+    with _lock:
+        if _executor is None or _executor_workers != workers:
+            if _executor is not None:
+                _executor.shutdown(wait=False)
+            _executor = ThreadPoolExecutor(workers, thread_name_prefix="fastmixer")
+            _executor_workers = workers
+        return _executor
+
+
+def _forget_executor_in_child() -> None:
+    global _executor, _lock
+    _executor = None
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_executor_in_child)

@@ -1,0 +1,76 @@
+"""How many threads this process should use: affinity mask, cgroup CPU quota, physical cores.
+
+Knows nothing of the pool. Every source that is absent (another operating system) simply sets no limit.
+"""
+
+import os
+from pathlib import Path
+
+
+def default_threads() -> int:
+    """min(affinity mask, cgroup quota rounded down but at least 1, physical cores)."""
+    allowed = allowed_processors()
+    quota = cgroup_quota()
+    limits = [len(allowed), physical_cores(allowed)]
+    if quota is not None:
+        limits.append(max(1, int(quota)))
+    return max(1, min(limits))
+
+
+def allowed_processors() -> set[int]:
+    """Numbers of the logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(processors: set[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Distinct cores among these logical processors; hyper-threads share their core's multipliers."""
+    siblings = set()
+    for processor in processors:
+        path = root / f"cpu{processor}" / "topology" / "thread_siblings_list"
+        siblings.add(path.read_text().strip() if path.exists() else f"alone:{processor}")
+    return len(siblings)
+
+
+def cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The tightest CPU quota, in processors, of this process's control groups (v2 or v1); None if unlimited."""
+    if not proc.exists():
+        return None
+    quotas = []
+    for line in proc.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            quotas += _quotas_upwards(root, path, _quota_v2)
+        elif "cpu" in controllers.split(","):
+            quotas += _quotas_upwards(root / controllers, path, _quota_v1)
+            quotas += _quotas_upwards(root / "cpu", path, _quota_v1)
+    return min(quotas, default=None)
+
+
+def _quotas_upwards(root: Path, path: str, read) -> list[float]:
+    """Quotas of a group and of all its parents: each of them binds."""
+    folder = root / path.lstrip("/")
+    quotas = []
+    while True:
+        quota = read(folder)
+        if quota is not None:
+            quotas.append(quota)
+        if folder == root or root not in folder.parents:
+            return quotas
+        folder = folder.parent
+
+
+def _quota_v2(folder: Path) -> float | None:
+    path = folder / "cpu.max"
+    if not path.exists():
+        return None
+    quota, period = path.read_text().split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota, period = folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"
+    if not quota.exists() or not period.exists() or int(quota.read_text()) <= 0:
+        return None
+    return int(quota.read_text()) / int(period.read_text())

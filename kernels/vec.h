@@ -1,0 +1,199 @@
+/* Vectors of float32 for native kernels: one source, one width per instruction-set level.
+ *
+ * `vf` holds VF_WIDTH floats, `vi` as many int32. Everything is GCC/Clang vector extensions, so any processor has a
+ * working version; where one instruction is better than what the compiler finds, an intrinsic stands beside it.
+ * Knows nothing of ops, threads or Python. Tile sizes per level stand with the kernels that use them.
+ */
+#ifndef FASTMIXER_VEC_H
+#define FASTMIXER_VEC_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VF_WIDTH 16
+#define VEC_AVX512 1
+#elif defined(__AVX2__)
+#define VF_WIDTH 8
+#define VEC_AVX2 1
+#else
+#define VF_WIDTH 4 /* SSE, NEON, or whatever the compiler makes of it */
+#endif
+
+/* How many vector registers a kernel may plan with. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define VF_REGISTERS 32
+#else
+#define VF_REGISTERS 16
+#endif
+
+typedef float vf __attribute__((vector_size(VF_WIDTH * 4)));
+typedef int32_t vi __attribute__((vector_size(VF_WIDTH * 4)));
+
+#define VEC_INLINE static inline __attribute__((always_inline))
+
+/* ---- load, store ---- */
+
+VEC_INLINE vf vf_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+VEC_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+VEC_INLINE vf vf_set(float x) { return x - (vf){0}; }
+
+VEC_INLINE vf vf_zero(void) { return (vf){0}; }
+
+/* 0, 1, 2, ... */
+VEC_INLINE vi vi_lanes(void) {
+    vi v;
+    for (int i = 0; i < VF_WIDTH; i++) v[i] = i;
+    return v;
+}
+
+/* The first n floats (0 <= n <= VF_WIDTH); the other lanes are zero and their memory is not touched. */
+VEC_INLINE vf vf_load_first(const float *p, ptrdiff_t n) {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_maskload_ps(p, (__m256i)(vi_lanes() < (int32_t)n));
+#else
+    vf v = {0};
+    for (ptrdiff_t i = 0; i < n; i++) v[i] = p[i];
+    return v;
+#endif
+}
+
+/* Stores the first n lanes only. */
+VEC_INLINE void vf_store_first(float *p, vf v, ptrdiff_t n) {
+#if defined(VEC_AVX512)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#elif defined(VEC_AVX2)
+    _mm256_maskstore_ps(p, (__m256i)(vi_lanes() < (int32_t)n), (__m256)v);
+#else
+    for (ptrdiff_t i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
+/* ---- arithmetic ---- */
+
+VEC_INLINE vf vf_add(vf a, vf b) { return a + b; }
+VEC_INLINE vf vf_sub(vf a, vf b) { return a - b; }
+VEC_INLINE vf vf_mul(vf a, vf b) { return a * b; }
+VEC_INLINE vf vf_div(vf a, vf b) { return a / b; }
+
+/* a * b + c, one rounding where the processor has FMA. */
+VEC_INLINE vf vf_fma(vf a, vf b, vf c) {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(VEC_AVX2) && defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* c - a * b */
+VEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return vf_fma(-a, b, c); }
+
+/* ---- comparison: masks are vi with all bits set where true ---- */
+
+VEC_INLINE vf vf_select(vi mask, vf if_true, vf if_false) {
+    return (vf)(((vi)if_true & mask) | ((vi)if_false & ~mask));
+}
+
+VEC_INLINE vi vf_less(vf a, vf b) { return a < b; }
+
+/* Larger and smaller of the two; b where either is NaN, so that vf_max(limit, x) keeps a NaN in x. */
+VEC_INLINE vf vf_max(vf a, vf b) {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return vf_select(a > b, a, b);
+#endif
+}
+
+VEC_INLINE vf vf_min(vf a, vf b) {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return vf_select(a < b, a, b);
+#endif
+}
+
+VEC_INLINE vf vf_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+
+VEC_INLINE vf vf_sqrt(vf a) {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_sqrt_ps((__m512)a);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_sqrt_ps((__m256)a);
+#else
+    for (int i = 0; i < VF_WIDTH; i++) a[i] = sqrtf(a[i]);
+    return a;
+#endif
+}
+
+/* ---- reduction: always the same tree, so the same bits ---- */
+
+VEC_INLINE float vf_sum(vf v) {
+    float lanes[VF_WIDTH];
+    memcpy(lanes, &v, sizeof v);
+    for (int half = VF_WIDTH / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+VEC_INLINE float vf_largest(vf v) {
+    float lanes[VF_WIDTH];
+    memcpy(lanes, &v, sizeof v);
+    for (int half = VF_WIDTH / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
+}
+
+/* ---- exp ---- */
+
+/* 2^n for integer-valued float n in [-126, 127]. */
+VEC_INLINE vf vf_power_of_two(vf n) {
+    return (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+}
+
+/* Nearest integer, ties to even; |x| < 2^22. */
+VEC_INLINE vf vf_round(vf x) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23 */
+    return (x + shift) - shift;
+}
+
+/* e^x within about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r (Cephes expf), times 2^n in two factors.
+ * -inf and everything below -87.33 (where the result stops being a normal number) give 0; above 88.72 +inf; NaN stays. */
+VEC_INLINE vf vf_exp(vf x) {
+    vf clamped = vf_min(vf_set(89.0f), vf_max(vf_set(-88.0f), x));
+    vf n = vf_round(clamped * 1.44269504088896341f);
+    vf r = vf_fma(n, vf_set(-0.693359375f), clamped);
+    r = vf_fma(n, vf_set(2.12194440e-4f), r);
+    vf p = vf_set(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set(5.0000001201e-1f));
+    p = vf_fma(p, r * r, r) + 1.0f;
+    vf half = vf_round(n * 0.5f);
+    vf y = p * vf_power_of_two(half) * vf_power_of_two(n - half);
+    return vf_select(x < -87.33654f, vf_zero(), y);
+}
+
+#endif
