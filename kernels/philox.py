@@ -1,19 +1,19 @@
-"""Philox4x32-10 in NumPy: random numbers that are a pure function of (seed, counter), so nothing need be stored.
+"""Philox4x32-10 in NumPy: random numbers that are a pure function of (seed, counter), so that nothing is stored.
 
-Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (Random123, SC 2011). philox.h is the same in
-C and philox_jit.py in Numba. Knows nothing of what is dropped.
+Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (Random123, SC 2011). philox.h is the
+same in C, philox_jit.py in Numba. Knows nothing of what is dropped.
 
 - Key: seed is an integer in [0, 2^64); key word 0 is its low 32 bits, key word 1 its high 32 bits.
-- Counter: four uint32 (c0, c1, c2, c3), c0 the lowest of the 128 bits. A block is the four uint32 words 0..3 that
-  come out.
+- Counter: four uint32 (c0, c1, c2, c3), c0 the lowest of the 128 bits. A block is the four uint32 words 0..3
+  that come out.
 - Flat arrays (dropout): element `index` uses word index % 4 of block index // 4, whose counter is
   (low 32 bits of the block, its high 32 bits, 0, 0).
 - Attention weights: (sequence, head, query, key) uses word key % 4 of the block with counter
   (key // 4, query, head, sequence).
 - Keep rule: an element is kept if word >= keep_threshold(rate) = round(rate * 2^32), and multiplied by
   keep_scale(rate) = float32(1 / (1 - rate)); others become 0.
-- fold_seed(seed, number) is a new seed for a numbered use (a step, a layer, a place in a layer), so that no two uses
-  share random numbers.
+- fold_seed(seed, number) is a new seed for a numbered use (a step, a layer, a place in a layer), so that no two
+  uses share random numbers.
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ WEYL_0 = 0x9E3779B9  # golden ratio
 WEYL_1 = 0xBB67AE85  # sqrt(3) - 1
 WORD_BITS = np.uint64(32)
 WORD_MASK = np.uint64(0xFFFFFFFF)
-FOLD_COUNTER = 0xFFFFFFFF  # c3 of fold_seed's blocks; no array is long enough and no batch large enough to meet it
+FOLD_COUNTER = 0xFFFFFFFF  # c3 of fold_seed's blocks, out of reach of every other use
 
 
 def philox(seed, c0, c1=0, c2=0, c3=0):
-    """The blocks of the counters: uint32 [..., 4], where c0..c3 (integers or arrays in [0, 2^32)) broadcast to [...]."""
+    """The blocks of the counters: uint32 [..., 4]; c0..c3 (integers or arrays, in [0, 2^32)) broadcast to [...]."""
     x0, x1, x2, x3 = (np.asarray(c).astype(np.uint64) for c in np.broadcast_arrays(c0, c1, c2, c3))
     k0, k1 = int(seed) & 0xFFFFFFFF, int(seed) >> 32
     for _ in range(ROUNDS):

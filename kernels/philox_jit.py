@@ -12,7 +12,7 @@ WEYL_1 = np.uint64(0xBB67AE85)
 
 @inlined
 def philox_block(seed, c0, c1, c2, c3):
-    """The four words of one block, each a uint64 below 2^32; seed and c0..c3 are uint64 (c0..c3 below 2^32)."""
+    """The four words of one block, uint64 below 2^32; seed and c0..c3 are uint64, c0..c3 below 2^32."""
     k0 = seed & WORD_MASK
     k1 = seed >> WORD_BITS
     for _ in range(ROUNDS):

@@ -196,4 +196,23 @@ VEC_INLINE vf vf_exp(vf x) {
     return vf_select(x < -87.33654f, vf_zero(), y);
 }
 
+/* ---- 64-bit lanes, as counter-based random numbers need them ---- */
+
+typedef uint64_t vl __attribute__((vector_size(VF_WIDTH * 4)));
+
+#define VL_WIDTH (VF_WIDTH / 2)
+
+/* The 64-bit product of the low 32 bits of each lane; the high 32 bits of a and b are ignored. */
+VEC_INLINE vl vl_multiply_low(vl a, vl b) {
+#if defined(VEC_AVX512)
+    return (vl)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(VEC_AVX2)
+    return (vl)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (vl)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
 #endif
