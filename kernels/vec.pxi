@@ -40,4 +40,7 @@ cdef extern from "threads/pool.h":
     int pool_run(pool_task function, void *argument, ptrdiff_t tasks) except -1 nogil
     void *pool_scratch(size_t bytes) noexcept nogil
 
+# The first look at the number of threads loads the pool and sizes it.
+from fastmixer.kernels.threads import get_threads as _size_the_pool
+_size_the_pool()
 pool_import()
