@@ -103,9 +103,7 @@ def generate_shared_utility() -> Path:
     target = GENERATED / "cython_shared.c"
     if not target.exists():
         GENERATED.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            [sys.executable, "-m", "cython", f"--generate-shared={target}", "-3", "-M"], check=True
-        )
+        subprocess.run([sys.executable, "-m", "cython", f"--generate-shared={target}", "-3", "-M"], check=True)
     return target
 
 
@@ -148,7 +146,9 @@ class BuildKernels(build_ext):
             if compiler_accepts(compiler, COMMON_FLAGS + flags):
                 levels[level] = flags
             else:
-                print(f"fastmixer: this C compiler has no {' '.join(flags)}; level {level} is left out", file=sys.stderr)
+                print(
+                    f"fastmixer: this C compiler has no {' '.join(flags)}; level {level} is left out", file=sys.stderr
+                )
         ops = kernel_ops()
         run_cython([KERNELS / op / "native.pyx" for op in [*SINGLE, *ops]])
         headers = [str(path) for path in [*KERNELS.glob("*.h"), *KERNELS.glob("*/*.h")]]

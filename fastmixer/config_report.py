@@ -46,7 +46,9 @@ def config_report(measure: bool = True) -> dict:
 def show_config(measure: bool = True) -> None:
     """Print what was chosen for each op and why; measure=False leaves out the half second that the probes take."""
     report = config_report(measure)
-    limits = ", ".join(f"{name} {'none' if value is None else value}" for name, value in report["thread_limits"].items())
+    limits = ", ".join(
+        f"{name} {'none' if value is None else value}" for name, value in report["thread_limits"].items()
+    )
     libraries = ", ".join(f"{name} {number}" for name, number in report["libraries"].items())
     print(f"fastmixer {report['fastmixer']}   Python {report['python']}   {libraries}")
     print(f"processor   {report['processor']}   ({report['platform']})")

@@ -74,7 +74,8 @@ def _implementation_from_environment(op: str) -> str:
     if level:
         if level not in levels:
             raise ImportError(
-                f"FASTMIXER_ISA={level} is not available for {op}: built and runnable here: {', '.join(levels) or 'none'}"
+                f"FASTMIXER_ISA={level} is not available for {op}; "
+                f"built and runnable here: {', '.join(levels) or 'none'}"
             )
         return f"native-{level}"
     if levels:

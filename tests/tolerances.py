@@ -18,7 +18,9 @@ ORACLE_LOSS = 1e-5
 EPSILON = float(np.finfo(np.float32).eps)
 
 
-def assert_close_to_float64(actual, float32_reference, float64_reference, *, gradient=False, ulp=FEW_ULP, name="result"):
+def assert_close_to_float64(
+    actual, float32_reference, float64_reference, *, gradient=False, ulp=FEW_ULP, name="result"
+):
     """actual: float32 [...] is as near to float64_reference as float32_reference, times the factor, plus a few ulp.
 
     Errors are compared at their maximum over the array; NaN and infinities must agree exactly with the float64 truth.

@@ -55,9 +55,7 @@ class Arrays:
         names = axes.split()
         self._require_array(name, value, names)
         expected = self.dtype or np.dtype(np.float32)
-        if value.dtype != expected and not (
-            self.dtype is None and value.dtype == np.float64 and self._runs_float64()
-        ):
+        if value.dtype != expected and not (self.dtype is None and value.dtype == np.float64 and self._runs_float64()):
             raise TypeError(self._message(name, value, names, dtype=expected))
         self.dtype = value.dtype
         self._bind(name, value, names)
@@ -66,9 +64,7 @@ class Arrays:
         laid_out = value.flags.c_contiguous if contiguous else value.size == 0 or value.strides[-1] == value.itemsize
         if not laid_out:
             wanted = "C-contiguous" if contiguous else "contiguous along its last axis"
-            raise ValueError(
-                f"{self.op}: {name} is written in place and must be {wanted}; got strides {value.strides}"
-            )
+            raise ValueError(f"{self.op}: {name} is written in place and must be {wanted}; got strides {value.strides}")
         return value
 
     def output(self, name: str, value: Any, axes: str) -> np.ndarray:

@@ -20,7 +20,7 @@ def _fma_task(rounds):
 
 
 def fma_rounds(sink, rounds):
-    """One task an element of sink: float32 [threads], each `rounds` times over; returns the floating-point operations."""
+    """One task an element of sink: float32 [threads], each `rounds` times; returns the floating-point operations."""
 
     def task(index):
         sink[index] = _fma_task(rounds)
@@ -32,8 +32,8 @@ def fma_rounds(sink, rounds):
 @compiled
 def _read_task(block):
     total = np.float32(0)
-    for value in block:
-        total += value
+    for i in range(len(block)):
+        total += block[i]
     return total
 
 

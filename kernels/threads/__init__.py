@@ -7,7 +7,7 @@ Knows nothing of arrays or ops.
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from itertools import count
 
@@ -50,7 +50,7 @@ def _threads_from_environment() -> int:
 
 
 def parallel_for(function: Callable[[int], object], tasks: int) -> None:
-    """Call function(0), ..., function(tasks - 1) on the caller and up to get_threads() - 1 Python threads.
+    """Call function(0), ..., function(tasks - 1) on the caller and up to get_threads() - 1 other Python threads.
 
     Tasks are handed out one by one. A nested call runs in its own thread. The first exception (KeyboardInterrupt
     included) stops the handing out and is raised once no task is running any more.
@@ -62,26 +62,30 @@ def parallel_for(function: Callable[[int], object], tasks: int) -> None:
         return
 
     tickets = count()
-    errors: list[BaseException] = []
+    stop = threading.Event()
 
     def drain() -> None:
         _local.inside = True
+        finished = False
         try:
-            while not errors and (task := next(tickets)) < tasks:
+            while not stop.is_set() and (task := next(tickets)) < tasks:
                 function(task)
-        except BaseException as error:  # re-raised in the calling thread below
-            errors.append(error)
+            finished = True
         finally:
             _local.inside = False
+            if not finished:
+                stop.set()
 
     executor = _get_executor(get_threads() - 1)
     futures = [executor.submit(drain) for _ in range(workers)]
-    drain()
-    for future in futures:
-        if not future.cancel():
-            future.result()
-    if errors:
-        raise errors[0]
+    try:
+        drain()
+    finally:
+        # Those that have not begun find no task left; nobody returns while a task is still running.
+        started = [future for future in futures if not future.cancel()]
+        wait(started)
+    for future in started:
+        future.result()
 
 
 def _get_executor(workers: int) -> ThreadPoolExecutor:

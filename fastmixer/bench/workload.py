@@ -1,0 +1,38 @@
+"""What a workload is: one named call of the public ops, and the least work that any implementation must do for it.
+
+Knows nothing of timing or of particular ops.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One row of the benchmark table.
+
+    prepare(rng) -> call: builds the inputs and returns what is timed; it runs on whichever kernels are selected.
+    flops: floating-point operations that the result needs; bytes: what must at least move to or from memory.
+    numpy: prepare for the NumPy column where that is not the reference kernel but a plainer idiom (np.add.at).
+    target: "ratio >= 5" or "peak >= 0.80": what this project holds itself to, None where it sets no number.
+    """
+
+    op: str
+    name: str
+    prepare: Callable[[np.random.Generator], Callable[[], object]]
+    flops: float = 0.0
+    bytes: float = 0.0
+    numpy: Callable[[np.random.Generator], Callable[[], object]] | None = None
+    numpy_name: str = "NumPy"
+    target: tuple[str, float] | None = None
+    heavy: bool = field(default=False)  # seconds a call: timed fewer times
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.name}"
+
+    def floor_seconds(self, peak_flops: float, bandwidth: float) -> tuple[float, str]:
+        """The least time the machine could take, and which limit sets it: "FMA" or "memory"."""
+        compute, memory = self.flops / peak_flops, self.bytes / bandwidth
+        return (compute, "FMA") if compute >= memory else (memory, "memory")

@@ -1,0 +1,276 @@
+"""The named workloads: every op at the sizes of GPT-2 124M, and its whole training step.
+
+FLOPs count a fused multiply-add as two. Bytes count each array that must come from or go to memory once; arrays that
+fit the last-level cache and were just used (activations of 256 tokens) are not counted. Knows nothing of timing.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fastmixer.bench.workload import Workload
+from fastmixer.ops.attention import attention, attention_backward
+from fastmixer.ops.cross_entropy import head_loss
+from fastmixer.ops.dropout import dropout
+from fastmixer.ops.embedding import embedding, embedding_backward
+from fastmixer.ops.feedforward import feedforward
+from fastmixer.ops.matmul import linear, matmul
+from fastmixer.ops.norm import layernorm, layernorm_backward
+from fastmixer.ops.optimizer import adamw_step
+from fastmixer.ops.positions import rotary_tables, rotate
+from fastmixer.ops.sampling import sample
+
+FLOAT = 4  # bytes
+VOCAB, DIM, HIDDEN, CONTEXT = 50257, 768, 3072, 1024
+PADDED_VOCAB = 50304
+
+# tokens x out x in: the linear layers of GPT-2 124M (output, qkv, up, down, head) on 4 x 64 tokens.
+LINEAR_SHAPES = ((256, 768, 768), (256, 2304, 768), (256, 3072, 768), (256, 768, 3072), (256, 50304, 768))
+
+Call = Callable[[], object]
+Rng = np.random.Generator
+
+
+def workloads(op: str | None = None) -> list[Workload]:
+    """All workloads in the order of the pipeline, or those of one op."""
+    found = [workload for workload in _all() if op is None or workload.op == op]
+    if not found:
+        raise ValueError(f"bench: op must be one of {', '.join(ops())}; got {op!r}")
+    return found
+
+
+def ops() -> list[str]:
+    """Names of the ops that have workloads."""
+    return list(dict.fromkeys(workload.op for workload in _all()))
+
+
+def _all() -> Iterator[Workload]:
+    yield from _embedding()
+    yield from _positions()
+    yield from _norm()
+    yield from _matmul()
+    yield from _feedforward()
+    yield from _attention()
+    yield from _dropout()
+    yield from _cross_entropy()
+    yield from _optimizer()
+    yield from _sampling()
+    yield from _step()
+
+
+def _normal(rng: Rng, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _embedding() -> Iterator[Workload]:
+    count = 4096
+    moved = 2.0 * count * DIM * FLOAT
+
+    def gather(rng: Rng) -> Call:
+        table, ids, out = _normal(rng, VOCAB, DIM), rng.integers(0, VOCAB, count), np.empty((count, DIM), np.float32)
+        return lambda: embedding(table, ids, out=out)
+
+    def gradient(rng: Rng) -> Call:
+        d_out, ids = _normal(rng, count, DIM), rng.integers(0, VOCAB, count)
+        return lambda: embedding_backward(d_out, ids, VOCAB)
+
+    def add_at(rng: Rng) -> Call:
+        d_out, ids = _normal(rng, count, DIM), rng.integers(0, VOCAB, count)
+        d_table = np.zeros((VOCAB, DIM), np.float32)
+        return lambda: np.add.at(d_table, ids, d_out)
+
+    yield Workload("embedding", f"gather {count} ids of {VOCAB}x{DIM}", gather, bytes=moved)
+    yield Workload(
+        "embedding", f"gradient {count} ids into {VOCAB}x{DIM}", gradient, bytes=moved,
+        numpy=add_at, numpy_name="np.add.at", target=("ratio", 20),
+    )  # fmt: skip
+
+
+def _positions() -> Iterator[Workload]:
+    shape = (4, 12, 256, 64)
+
+    def rotary(rng: Rng) -> Call:
+        x = _normal(rng, *shape)
+        cos, sin = rotary_tables(CONTEXT, shape[-1])
+        return lambda: rotate(x, cos, sin, out=x)
+
+    yield Workload("positions", "rotate 4x12x256x64", rotary, bytes=2.0 * np.prod(shape) * FLOAT)
+
+
+def _norm() -> Iterator[Workload]:
+    tokens = 4096
+    one = float(tokens * DIM * FLOAT)
+
+    def forward(rng: Rng) -> Call:
+        x, weight, bias, out = (
+            _normal(rng, tokens, DIM),
+            _normal(rng, DIM),
+            _normal(rng, DIM),
+            np.empty((tokens, DIM), np.float32),
+        )
+        return lambda: layernorm(x, weight, bias, out=out)
+
+    def backward(rng: Rng) -> Call:
+        x, weight, bias = _normal(rng, tokens, DIM), _normal(rng, DIM), _normal(rng, DIM)
+        d_out, d_weight, d_bias = _normal(rng, tokens, DIM), np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
+        _, saved = layernorm(x, weight, bias, return_saved=True)
+        d_x = np.empty_like(x)
+        return lambda: layernorm_backward(d_out, x, weight, saved, d_weight, d_bias, d_x=d_x)
+
+    yield Workload("norm", f"layernorm forward {tokens}x{DIM}", forward, bytes=2 * one)
+    yield Workload("norm", f"layernorm backward {tokens}x{DIM}", backward, bytes=3 * one)
+
+
+def _matmul() -> Iterator[Workload]:
+    for tokens, n, k in LINEAR_SHAPES:
+        flops = 2.0 * tokens * n * k
+        weights = float(n * k * FLOAT)
+        shape = f"{tokens}x{n}x{k}"
+        head = n == PADDED_VOCAB
+
+        # The head's weight is [vocab, dim]; all others are [in, out].
+        def forward(rng: Rng, tokens=tokens, n=n, k=k, head=head) -> Call:
+            x, weight, out = (
+                _normal(rng, tokens, k),
+                _normal(rng, *((n, k) if head else (k, n))),
+                np.empty((tokens, n), np.float32),
+            )
+            return lambda: linear(x, weight, transpose_weight=head, out=out)
+
+        def input_gradient(rng: Rng, tokens=tokens, n=n, k=k, head=head) -> Call:
+            d_out, weight, d_x = (
+                _normal(rng, tokens, n),
+                _normal(rng, *((n, k) if head else (k, n))),
+                np.empty((tokens, k), np.float32),
+            )
+            return lambda: matmul(d_out, weight, transpose_b=not head, out=d_x)
+
+        def weight_gradient(rng: Rng, tokens=tokens, n=n, k=k, head=head) -> Call:
+            x, d_out, d_weight = (
+                _normal(rng, tokens, k),
+                _normal(rng, tokens, n),
+                np.zeros((n, k) if head else (k, n), np.float32),
+            )
+            if head:
+                return lambda: matmul(d_out, x, transpose_a=True, out=d_weight, accumulate=True)
+            return lambda: matmul(x, d_out, transpose_a=True, out=d_weight, accumulate=True)
+
+        target = ("peak", 0.80)
+        yield Workload("matmul", f"{shape} forward", forward, flops, weights, target=target)
+        yield Workload("matmul", f"{shape} d_x", input_gradient, flops, weights, target=target)
+        yield Workload("matmul", f"{shape} d_weight", weight_gradient, flops, 2 * weights, target=target)
+
+
+def _feedforward() -> Iterator[Workload]:
+    tokens = 256
+
+    def forward(rng: Rng) -> Call:
+        x, w_up, b_up = _normal(rng, tokens, DIM), 0.02 * _normal(rng, DIM, HIDDEN), _normal(rng, HIDDEN)
+        w_down, b_down, out = 0.02 * _normal(rng, HIDDEN, DIM), _normal(rng, DIM), np.empty((tokens, DIM), np.float32)
+        return lambda: feedforward(x, w_up, b_up, w_down, b_down, "gelu_tanh", residual=x, out=out)
+
+    yield Workload(
+        "feedforward", f"forward {tokens}x{DIM}x{HIDDEN} gelu, residual", forward,
+        4.0 * tokens * DIM * HIDDEN, 2.0 * DIM * HIDDEN * FLOAT,
+    )  # fmt: skip
+
+
+def _attention() -> Iterator[Workload]:
+    for shape, target in (((4, 12, 256, 64), ("ratio", 5.0)), ((1, 12, 1024, 64), None)):
+        batch, heads, time, head_dim = shape
+        flops = 2.0 * batch * heads * time * time * head_dim  # two products, half of them masked
+        name = "x".join(map(str, shape)) + " causal"
+
+        def forward(rng: Rng, shape=shape) -> Call:
+            q, k, v, out = (_normal(rng, *shape) for _ in range(4))
+            return lambda: attention(q, k, v, causal=True, out=out)
+
+        def both(rng: Rng, shape=shape) -> Call:
+            q, k, v, d_out, d_q, d_k, d_v = (_normal(rng, *shape) for _ in range(7))
+
+            def call() -> None:
+                out, log_sum_exp = attention(q, k, v, causal=True, return_saved=True)
+                attention_backward(d_out, q, k, v, out, log_sum_exp, causal=True, d_q=d_q, d_k=d_k, d_v=d_v)
+
+            return call
+
+        yield Workload("attention", f"forward {name}", forward, flops)
+        yield Workload("attention", f"forward+backward {name}", both, 3.5 * flops, target=target)
+
+
+def _dropout() -> Iterator[Workload]:
+    count = 1 << 22
+
+    def forward(rng: Rng) -> Call:
+        x, out = _normal(rng, count), np.empty(count, np.float32)
+        return lambda: dropout(x, 0.1, 7, out=out)
+
+    yield Workload("dropout", f"{count} values", forward, bytes=2.0 * count * FLOAT)
+
+
+def _cross_entropy() -> Iterator[Workload]:
+    tokens = 256
+
+    def both(rng: Rng) -> Call:
+        x, weight, targets = (
+            _normal(rng, tokens, DIM),
+            0.02 * _normal(rng, PADDED_VOCAB, DIM),
+            rng.integers(0, VOCAB, tokens),
+        )
+        d_x, d_weight = np.empty((tokens, DIM), np.float32), np.zeros((PADDED_VOCAB, DIM), np.float32)
+        return lambda: head_loss(x, weight, targets, d_x=d_x, d_weight=d_weight)
+
+    yield Workload(
+        "cross_entropy", f"head + loss, forward+backward {tokens}x{DIM}x{PADDED_VOCAB}", both,
+        6.0 * tokens * DIM * PADDED_VOCAB, 4.0 * DIM * PADDED_VOCAB * FLOAT, heavy=True,
+    )  # fmt: skip
+
+
+def _optimizer() -> Iterator[Workload]:
+    count = 1 << 24
+
+    def adamw(rng: Rng) -> Call:
+        p, m, g = (_normal(rng, count) for _ in range(3))
+        v = np.abs(_normal(rng, count))
+        return lambda: adamw_step(
+            p, m, v, g, learning_rate=1e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, step=10,
+            gradient_scale=1.0, zero_gradient=False,
+        )  # fmt: skip
+
+    yield Workload("optimizer", f"adamw {count} parameters", adamw, bytes=7.0 * count * FLOAT)
+
+
+def _sampling() -> Iterator[Workload]:
+    def top_p(rng: Rng) -> Call:
+        logits = 3 * _normal(rng, 1, VOCAB)
+        generator = np.random.default_rng(0)
+        return lambda: sample(logits, temperature=0.8, top_k=50, top_p=0.95, generator=generator)
+
+    yield Workload("sampling", f"top-k 50, top-p 0.95 of {VOCAB}", top_p, bytes=1.0 * VOCAB * FLOAT)
+
+
+def _step() -> Iterator[Workload]:
+    batch, time = 4, 64
+
+    def prepare(rng: Rng) -> Call:
+        # Imported here: everything else in this file needs the ops only.
+        from fastmixer.model import ModelConfig, Transformer
+        from fastmixer.train import AdamW
+
+        model = Transformer(ModelConfig.preset("gpt2"), seed=0)
+        optimizer = AdamW(model.parameters, learning_rate=3e-4)
+        ids, targets = rng.integers(0, VOCAB, (2, batch, time))
+
+        def call() -> float:
+            loss = model.forward_backward(ids, targets)
+            optimizer.step()
+            return loss
+
+        return call
+
+    parameters = 124_439_808
+    attention_flops = 12 * 6.0 * batch * time * time * DIM  # causal: half of 12 * batch * time^2 * dim a layer
+    yield Workload(
+        "step", f"GPT-2 124M, batch {batch}x{time}, float32", prepare,
+        6.0 * parameters * batch * time + attention_flops, 7.0 * parameters * FLOAT, target=("ratio", 2.0), heavy=True,
+    )  # fmt: skip
