@@ -1,7 +1,7 @@
-"""Philox4x32-10 in NumPy: random numbers that are a pure function of (seed, counter), so that nothing is stored.
+"""Philox4x32-10 in NumPy: random numbers that are a pure function of (seed, counter), so none need be stored.
 
-Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (Random123, SC 2011). philox.h is the
-same in C, philox_jit.py in Numba. Knows nothing of what is dropped.
+Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (Random123, SC 2011). philox.h is
+the same in C, philox_jit.py in Numba. Knows nothing of what is dropped.
 
 - Key: seed is an integer in [0, 2^64); key word 0 is its low 32 bits, key word 1 its high 32 bits.
 - Counter: four uint32 (c0, c1, c2, c3), c0 the lowest of the 128 bits. A block is the four uint32 words 0..3
@@ -12,8 +12,8 @@ same in C, philox_jit.py in Numba. Knows nothing of what is dropped.
   (key // 4, query, head, sequence).
 - Keep rule: an element is kept if word >= keep_threshold(rate) = round(rate * 2^32), and multiplied by
   keep_scale(rate) = float32(1 / (1 - rate)); others become 0.
-- fold_seed(seed, number) is a new seed for a numbered use (a step, a layer, a place in a layer), so that no two
-  uses share random numbers.
+- fold_seed(seed, number) is a new seed for a numbered use (a step, a layer, a place in a layer), so that no
+  two uses share random numbers.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ FOLD_COUNTER = 0xFFFFFFFF  # c3 of fold_seed's blocks, out of reach of every oth
 
 
 def philox(seed, c0, c1=0, c2=0, c3=0):
-    """The blocks of the counters: uint32 [..., 4]; c0..c3 (integers or arrays, in [0, 2^32)) broadcast to [...]."""
+    """Blocks: uint32 [..., 4]; counter words c0..c3 (integers or arrays in [0, 2^32)) broadcast to [...]."""
     x0, x1, x2, x3 = (np.asarray(c).astype(np.uint64) for c in np.broadcast_arrays(c0, c1, c2, c3))
     k0, k1 = int(seed) & 0xFFFFFFFF, int(seed) >> 32
     for _ in range(ROUNDS):
