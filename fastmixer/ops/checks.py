@@ -152,3 +152,12 @@ def check_number(
     if not np.isfinite(value) or not all(holds(limit) for limit, _, holds in bounds if limit is not None):
         raise ValueError(f"{op}: {name} must be {wanted or 'finite'}; got {value}")
     return value
+
+
+def check_integer(op: str, name: str, value: Any, *, at_least: int | None = None) -> int:
+    """value as an int, if it is an integer of at least the given bound; TypeError or ValueError otherwise."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{op}: {name} must be an integer; got {type(value).__name__}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{op}: {name} must be >= {at_least}; got {value}")
+    return int(value)

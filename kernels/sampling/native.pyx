@@ -1,0 +1,223 @@
+"""Drawing the next token from logits. Instead of sorting, top-k and top-p find the value at which enough tokens (or
+enough probability) have been passed, in three histograms over the bits of the numbers.
+
+Rows are independent: a row is a task.
+"""
+
+include "vec.pxi"
+
+from libc.math cimport INFINITY
+from libc.string cimport memcpy, memset
+
+cdef enum:
+    BINS = 2048
+    DRAW_BLOCK = 1024  # weights that are summed before the draw looks into them one by one
+    DRAW_LANES = 8  # independent sums in a block: a multiple of nothing the ISA knows, so all levels draw alike
+
+
+# ---- selection without sorting ----
+
+cdef inline uint32_t rank_bits(float value) noexcept nogil:
+    """An integer that orders as the float32 value does; -0 and 0 are equal."""
+    cdef uint32_t bits
+    memcpy(&bits, &value, sizeof(bits))
+    if bits == 0x80000000u:
+        bits = 0
+    return ~bits if bits >> 31 else bits | 0x80000000u
+
+
+cdef void keep_best(float *values, ptrdiff_t vocab, double needed, bint by_weight, float dropped) noexcept nogil:
+    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight); the others become
+    `dropped`. Among equals the lower index stays.
+    """
+    cdef double histogram[BINS]
+    cdef uint64_t threshold = 0, bits  # the leading bits of the last value kept
+    cdef double passed = 0  # what the values above the threshold bring
+    cdef int step, shift, width, last
+    cdef ptrdiff_t i
+    for step in range(3):
+        shift = 21 if step == 0 else 10 if step == 1 else 0
+        width = 11 if step < 2 else 10
+        memset(histogram, 0, sizeof(histogram))
+        for i in range(vocab):
+            if values[i] != dropped:
+                bits = rank_bits(values[i]) >> shift
+                if bits >> width == threshold:
+                    histogram[bits & ((1 << width) - 1)] += values[i] if by_weight else 1.0
+        last = (1 << width) - 1
+        while last > 0 and passed + histogram[last] < needed:
+            passed += histogram[last]
+            last -= 1
+        threshold = threshold << width | <uint64_t>last
+    for i in range(vocab):
+        if values[i] != dropped:
+            bits = rank_bits(values[i])
+            if bits < threshold or (bits == threshold and passed >= needed):
+                values[i] = dropped
+            elif bits == threshold:
+                passed += values[i] if by_weight else 1.0
+
+
+# ---- the draw ----
+
+cdef double sum_weights(const float *weights, ptrdiff_t start, ptrdiff_t stop) noexcept nogil:
+    cdef double lanes[DRAW_LANES]
+    cdef double total = 0
+    cdef ptrdiff_t i = start, lane
+    for lane in range(DRAW_LANES):
+        lanes[lane] = 0
+    while i + DRAW_LANES <= stop:
+        for lane in range(DRAW_LANES):
+            lanes[lane] += weights[i + lane]
+        i += DRAW_LANES
+    while i < stop:
+        total += weights[i]
+        i += 1
+    for lane in range(DRAW_LANES):
+        total += lanes[lane]
+    return total
+
+
+cdef ptrdiff_t draw(const float *weights, ptrdiff_t vocab, double total, double uniform) noexcept nogil:
+    """The id at which the summed weights pass uniform * total; never one of weight 0."""
+    cdef double wanted = uniform * total, reached = 0, block
+    cdef ptrdiff_t start = 0, stop = 0, i, last = 0
+    while stop < vocab:
+        start, stop = stop, min(stop + DRAW_BLOCK, vocab)
+        block = sum_weights(weights, start, stop)
+        if block == 0:
+            continue
+        last = stop
+        if reached + block <= wanted:
+            reached += block
+            continue
+        for i in range(start, stop):
+            reached += weights[i]
+            if reached > wanted:
+                return i
+        break
+    # rounding left the sum just short of what was wanted: the last that can be drawn
+    while weights[last - 1] == 0:
+        last -= 1
+    return last - 1
+
+
+# ---- one row ----
+
+cdef struct Sample:
+    float *logits
+    ptrdiff_t vocab, top_k
+    double temperature, top_p, min_p
+    const double *uniform
+    int64_t *out
+
+
+cdef float row_largest(const float *row, ptrdiff_t vocab) noexcept nogil:
+    cdef vf a = vf_set(-INFINITY), b = a
+    cdef float largest
+    cdef ptrdiff_t i = 0
+    while i + 2 * VF_WIDTH <= vocab:
+        a = vf_max(a, vf_load(row + i))
+        b = vf_max(b, vf_load(row + i + VF_WIDTH))
+        i += 2 * VF_WIDTH
+    largest = vf_largest(vf_max(a, b))
+    while i < vocab:
+        largest = row[i] if row[i] > largest else largest
+        i += 1
+    return largest
+
+
+cdef void sample_row(void *argument, ptrdiff_t row) noexcept nogil:
+    cdef Sample *s = <Sample *>argument
+    cdef float *logits = s.logits + row * s.vocab
+    cdef float *weights = logits
+    cdef float largest = row_largest(logits, s.vocab), least = <float>s.min_p
+    cdef vf shift = vf_set(largest), temperature = vf_set(<float>s.temperature)
+    cdef double total = 0
+    cdef ptrdiff_t start = 0, stop = 0, i = 0
+    if s.temperature == 0:
+        while logits[i] != largest:
+            i += 1
+        s.out[row] = i
+        return
+    # top-k
+    if 0 < s.top_k < s.vocab:
+        keep_best(logits, s.vocab, <double>s.top_k, False, -INFINITY)
+    # temperature; the best token weighs 1
+    while i + VF_WIDTH <= s.vocab:
+        vf_store(weights + i, vf_exp(vf_div(vf_sub(vf_load(logits + i), shift), temperature)))
+        i += VF_WIDTH
+    if i < s.vocab:
+        vf_store_first(
+            weights + i,
+            vf_exp(vf_div(vf_sub(vf_load_first(logits + i, s.vocab - i), shift), temperature)),
+            s.vocab - i,
+        )
+    # top-p: a token stays while those before it have not reached the share
+    if s.top_p < 1:
+        while stop < s.vocab:
+            start, stop = stop, min(stop + DRAW_BLOCK, s.vocab)
+            total += sum_weights(weights, start, stop)
+        keep_best(weights, s.vocab, s.top_p * total, True, 0)
+    # min-p
+    total, stop = 0, 0
+    while stop < s.vocab:
+        start, stop = stop, min(stop + DRAW_BLOCK, s.vocab)
+        for i in range(start, stop):
+            weights[i] = 0 if weights[i] < least else weights[i]
+        total += sum_weights(weights, start, stop)
+    # draw
+    s.out[row] = draw(weights, s.vocab, total, s.uniform[row])
+
+
+def sample(
+    float[:, ::1] logits, double temperature, ptrdiff_t top_k, double top_p, double min_p,
+    const double[::1] uniform, int64_t[::1] out,
+):
+    """One token id per row of logits: [batch, vocab] (overwritten: scratch); the rules stand in reference.py."""
+    cdef Sample s
+    cdef ptrdiff_t batch = logits.shape[0]
+    if batch == 0:
+        return
+    s.logits, s.vocab, s.uniform, s.out = &logits[0, 0], logits.shape[1], &uniform[0], &out[0]
+    s.temperature, s.top_k, s.top_p, s.min_p = temperature, top_k, top_p, min_p
+    with nogil:
+        pool_run(sample_row, &s, batch)
+
+
+# ---- repetition ----
+
+cdef struct Penalty:
+    float *logits
+    const int64_t *ids
+    ptrdiff_t vocab, count
+    float penalty
+
+
+cdef void penalize_row(void *argument, ptrdiff_t row) noexcept nogil:
+    cdef Penalty *p = <Penalty *>argument
+    cdef float *logits = p.logits + row * p.vocab
+    cdef const int64_t *ids = p.ids + row * p.count
+    cdef float *penalized = <float *>pool_scratch(p.count * sizeof(float))
+    cdef ptrdiff_t j
+    cdef float value
+    # all are read before any is written, so that an id that occurred twice is changed once
+    for j in range(p.count):
+        if ids[j] >= 0:
+            value = logits[ids[j]]
+            penalized[j] = value * p.penalty if value < 0 else value / p.penalty
+    for j in range(p.count):
+        if ids[j] >= 0:
+            logits[ids[j]] = penalized[j]
+
+
+def penalize_repetition(float[:, ::1] logits, const int64_t[:, ::1] ids, float penalty):
+    """Divide positive and multiply negative logits of the ids that occurred by penalty, once each, in place."""
+    cdef Penalty p
+    cdef ptrdiff_t batch = logits.shape[0]
+    if batch == 0 or ids.shape[1] == 0:
+        return
+    p.logits, p.ids, p.penalty = &logits[0, 0], &ids[0, 0], penalty
+    p.vocab, p.count = logits.shape[1], ids.shape[1]
+    with nogil:
+        pool_run(penalize_row, &p, batch)
