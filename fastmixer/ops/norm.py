@@ -1,0 +1,145 @@
+"""LayerNorm and RMSNorm over the last axis, and their gradients.
+
+Knows nothing of where in a layer it stands; the residual that backward adds is any array of x's shape.
+"""
+
+import numpy as np
+
+from fastmixer.kernels.norm import row_blocks
+from fastmixer.kernels.select import kernels
+from fastmixer.ops.checks import Arrays, check_number
+
+LayerNormSaved = tuple[np.ndarray, np.ndarray]  # mean, inverse_std: float32 [tokens]
+RMSNormSaved = np.ndarray  # inverse_rms: float32 [tokens]
+
+
+def layernorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    epsilon: float = 1e-5,
+    out: np.ndarray | None = None,
+    return_saved: bool = False,
+) -> np.ndarray | tuple[np.ndarray, LayerNormSaved]:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, with mean and variance of each row of the last axis.
+
+    x, out: float32 [..., dim]; weight, bias: float32 [dim]. With return_saved also gives (mean, inverse_std), float32
+    [tokens] each, which layernorm_backward wants; tokens is the product of the leading axes. Raises TypeError or
+    ValueError. Source: Ba, Kiros, Hinton 2016.
+    """
+    arrays = Arrays("layernorm", "norm")
+    axes = _axes(x)
+    x = arrays.check("x", x, axes)
+    weight = arrays.check("weight", weight, "dim")
+    bias = arrays.check_optional("bias", bias, "dim")
+    check_number("layernorm", "epsilon", epsilon, at_least=0)
+    out = arrays.output("out", out, axes)
+    rows = _rows(x)
+    saved = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)
+    kernels("norm").layernorm_forward(rows, weight, bias, float(epsilon), _rows(out), *saved)
+    return (out, saved) if return_saved else out
+
+
+def layernorm_backward(
+    d_out: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    saved: LayerNormSaved,
+    d_weight: np.ndarray,
+    d_bias: np.ndarray | None = None,
+    *,
+    d_residual: np.ndarray | None = None,
+    d_x: np.ndarray | None = None,
+) -> np.ndarray:
+    """d_x = d_residual + the gradient of layernorm; d_weight and d_bias have theirs added.
+
+    d_out, x, d_residual, d_x: float32 [..., dim] (d_x may be d_out or d_residual); weight, d_weight, d_bias:
+    float32 [dim]; saved: (mean, inverse_std) of the forward call. Raises TypeError or ValueError.
+    """
+    arrays = Arrays("layernorm_backward", "norm")
+    d_out, x, weight, d_residual, d_x = _check_backward(arrays, d_out, x, weight, d_residual, d_x)
+    rows = _rows(x)
+    arrays.sizes["tokens"] = len(rows)
+    mean = arrays.check("saved[0] (mean)", saved[0], "tokens")
+    inverse_std = arrays.check("saved[1] (inverse_std)", saved[1], "tokens")
+    d_weight = arrays.check_output("d_weight", d_weight, "dim")
+    d_bias = None if d_bias is None else arrays.check_output("d_bias", d_bias, "dim")
+    partial = np.empty((row_blocks(len(rows)), 2, len(weight)), x.dtype)
+    kernels("norm").layernorm_backward(
+        _rows(d_out), rows, weight, mean, inverse_std, _rows(d_residual), _rows(d_x), d_weight, d_bias, partial
+    )
+    return d_x
+
+
+def rmsnorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    *,
+    epsilon: float = 1e-5,
+    out: np.ndarray | None = None,
+    return_saved: bool = False,
+) -> np.ndarray | tuple[np.ndarray, RMSNormSaved]:
+    """x / sqrt(mean of x^2 + epsilon) * weight, with the mean of each row of the last axis.
+
+    x, out: float32 [..., dim]; weight: float32 [dim]. With return_saved also gives inverse_rms: float32 [tokens], which
+    rmsnorm_backward wants. Raises TypeError or ValueError. Source: Zhang, Sennrich 2019.
+    """
+    arrays = Arrays("rmsnorm", "norm")
+    axes = _axes(x)
+    x = arrays.check("x", x, axes)
+    weight = arrays.check("weight", weight, "dim")
+    check_number("rmsnorm", "epsilon", epsilon, at_least=0)
+    out = arrays.output("out", out, axes)
+    rows = _rows(x)
+    saved = np.empty(len(rows), x.dtype)
+    kernels("norm").rmsnorm_forward(rows, weight, float(epsilon), _rows(out), saved)
+    return (out, saved) if return_saved else out
+
+
+def rmsnorm_backward(
+    d_out: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    saved: RMSNormSaved,
+    d_weight: np.ndarray,
+    *,
+    d_residual: np.ndarray | None = None,
+    d_x: np.ndarray | None = None,
+) -> np.ndarray:
+    """d_x = d_residual + the gradient of rmsnorm; d_weight has its own added.
+
+    d_out, x, d_residual, d_x: float32 [..., dim] (d_x may be d_out or d_residual); weight, d_weight: float32 [dim];
+    saved: inverse_rms of the forward call. Raises TypeError or ValueError.
+    """
+    arrays = Arrays("rmsnorm_backward", "norm")
+    d_out, x, weight, d_residual, d_x = _check_backward(arrays, d_out, x, weight, d_residual, d_x)
+    rows = _rows(x)
+    arrays.sizes["tokens"] = len(rows)
+    inverse_rms = arrays.check("saved (inverse_rms)", saved, "tokens")
+    d_weight = arrays.check_output("d_weight", d_weight, "dim")
+    partial = np.empty((row_blocks(len(rows)), 1, len(weight)), x.dtype)
+    kernels("norm").rmsnorm_backward(
+        _rows(d_out), rows, weight, inverse_rms, _rows(d_residual), _rows(d_x), d_weight, partial
+    )
+    return d_x
+
+
+def _check_backward(arrays, d_out, x, weight, d_residual, d_x):
+    """The arrays that both backwards share, checked, d_x made if None."""
+    axes = _axes(x)
+    x = arrays.check("x", x, axes)
+    d_out = arrays.check("d_out", d_out, axes)
+    weight = arrays.check("weight", weight, "dim")
+    d_residual = arrays.check_optional("d_residual", d_residual, axes)
+    return d_out, x, weight, d_residual, arrays.output("d_x", d_x, axes)
+
+
+def _axes(x):
+    """Axis names for x [..., dim]: the leading ones are numbered."""
+    return " ".join([*(f"axis_{i}" for i in range(np.ndim(x) - 1)), "dim"])
+
+
+def _rows(x):
+    """x: [..., dim] as a view [tokens, dim]; None stays None."""
+    return None if x is None else x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
