@@ -64,12 +64,13 @@ def sample(
         return np.empty(0, np.int64)
     if vocab == 0:
         raise ValueError(f"{op}: logits must have at least one column; got float32 {logits.shape}")
-    _require_finite_best(op, logits)
 
-    scores = logits.copy()  # the kernels work in place
-    out = np.empty(batch, np.int64)
+    scores, name = logits.copy(), "logits"  # the kernels work in place
     if previous_ids is not None and repetition_penalty != 1:
         kernels("sampling").penalize_repetition(scores, previous_ids, float(repetition_penalty))
+        name = "logits after repetition_penalty"
+    _require_finite_best(op, name, scores)
+    out = np.empty(batch, np.int64)
     if temperature > 0:
         temperature = max(float(temperature), LOWEST_TEMPERATURE)
     kernels("sampling").sample(scores, float(temperature), min(top_k, vocab), float(top_p), float(min_p), uniform, out)
@@ -97,13 +98,14 @@ def _uniform_numbers(op: str, batch: int, generator: Any, uniform: Any) -> np.nd
     return np.ascontiguousarray(uniform)
 
 
-def _require_finite_best(op: str, logits: np.ndarray) -> None:
+def _require_finite_best(op: str, name: str, logits: np.ndarray) -> None:
     """ValueError naming row and column of the first NaN or +inf, or the first row of nothing but -inf."""
     best = logits.max(axis=1)  # NaN and +inf, where there are any, come out on top
     if np.isfinite(best).all():
         return
     row = int(np.isfinite(best).argmin())
     if best[row] == -np.inf:
-        raise ValueError(f"{op}: every row of logits must have a finite value; row {row} is all -inf")
+        raise ValueError(f"{op}: every row of {name} must have a finite value; row {row} is all -inf")
     column = int((np.isnan(logits[row]) | (logits[row] == np.inf)).argmax())
-    raise ValueError(f"{op}: logits must hold neither NaN nor +inf; logits[{row}, {column}] = {logits[row, column]}")
+    value = logits[row, column]
+    raise ValueError(f"{op}: {name} must hold neither NaN nor +inf; logits[{row}, {column}] = {value}")
