@@ -3,6 +3,7 @@
 An error names the op, the argument, what was expected and what came. Knows nothing of what the ops compute.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -144,14 +145,17 @@ def check_number(
     """value if it is a finite real number within the given bounds; TypeError or ValueError otherwise."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{op}: {name} must be a number; got {type(value).__name__}")
-    bounds = [
-        (at_least, f">= {at_least}", lambda limit: value >= limit), (above, f"> {above}", lambda limit: value > limit),
-        (below, f"< {below}", lambda limit: value < limit), (at_most, f"<= {at_most}", lambda limit: value <= limit),
-    ]  # fmt: skip
-    wanted = " and ".join(text for limit, text, _ in bounds if limit is not None)
-    if not np.isfinite(value) or not all(holds(limit) for limit, _, holds in bounds if limit is not None):
-        raise ValueError(f"{op}: {name} must be {wanted or 'finite'}; got {value}")
-    return value
+    if (
+        math.isfinite(value)
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and (at_most is None or value <= at_most)
+    ):
+        return value
+    bounds = ((">=", at_least), (">", above), ("<", below), ("<=", at_most))
+    wanted = " and ".join(f"{sign} {limit}" for sign, limit in bounds if limit is not None)
+    raise ValueError(f"{op}: {name} must be {wanted or 'finite'}; got {value}")
 
 
 def check_integer(op: str, name: str, value: Any, *, at_least: int | None = None) -> int:

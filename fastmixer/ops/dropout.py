@@ -7,7 +7,7 @@ import numpy as np
 
 from fastmixer.kernels.philox import fold_seed
 from fastmixer.kernels.select import kernels
-from fastmixer.ops.checks import Arrays, check_number
+from fastmixer.ops.checks import Arrays, check_integer, check_number
 
 __all__ = ["check_seed", "dropout", "fold_seed"]
 
@@ -22,21 +22,20 @@ def dropout(
     TypeError or ValueError. Source: Srivastava et al. 2014; random numbers: Philox4x32-10, Salmon et al. 2011.
     """
     check_number("dropout", "rate", rate, at_least=0, below=1)
-    check_seed("dropout", seed)
+    seed = check_seed("dropout", seed)
     axes = " ".join(f"axis_{i}" for i in range(np.ndim(x)))
     arrays = Arrays("dropout")
     x = arrays.check("x", x, axes)
     residual = arrays.check_optional("residual", residual, axes)
     out = arrays.output("out", out, axes)
     flat_residual = None if residual is None else residual.reshape(-1)
-    kernels("dropout").dropout_forward(x.reshape(-1), float(rate), int(seed), flat_residual, out.reshape(-1))
+    kernels("dropout").dropout_forward(x.reshape(-1), float(rate), seed, flat_residual, out.reshape(-1))
     return out
 
 
 def check_seed(op: str, seed: int) -> int:
     """seed if it is an integer in [0, 2^64); TypeError or ValueError otherwise."""
-    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"{op}: seed must be an integer; got {type(seed).__name__}")
+    seed = check_integer(op, "seed", seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"{op}: seed must be in [0, 2^64); got {seed}")
     return seed

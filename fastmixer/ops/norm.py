@@ -3,6 +3,8 @@
 Knows nothing of where in a layer it stands; the residual that backward adds is any array of x's shape.
 """
 
+from typing import Literal, overload
+
 import numpy as np
 
 from fastmixer.kernels.norm import row_blocks
@@ -13,6 +15,26 @@ LayerNormSaved = tuple[np.ndarray, np.ndarray]  # mean, inverse_std: float32 [to
 RMSNormSaved = np.ndarray  # inverse_rms: float32 [tokens]
 
 
+@overload
+def layernorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = ...,
+    *,
+    epsilon: float = ...,
+    out: np.ndarray | None = ...,
+    return_saved: Literal[False] = ...,
+) -> np.ndarray: ...
+@overload
+def layernorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = ...,
+    *,
+    epsilon: float = ...,
+    out: np.ndarray | None = ...,
+    return_saved: Literal[True],
+) -> tuple[np.ndarray, LayerNormSaved]: ...
 def layernorm(
     x: np.ndarray,
     weight: np.ndarray,
@@ -72,6 +94,24 @@ def layernorm_backward(
     return d_x
 
 
+@overload
+def rmsnorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    *,
+    epsilon: float = ...,
+    out: np.ndarray | None = ...,
+    return_saved: Literal[False] = ...,
+) -> np.ndarray: ...
+@overload
+def rmsnorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    *,
+    epsilon: float = ...,
+    out: np.ndarray | None = ...,
+    return_saved: Literal[True],
+) -> tuple[np.ndarray, RMSNormSaved]: ...
 def rmsnorm(
     x: np.ndarray,
     weight: np.ndarray,

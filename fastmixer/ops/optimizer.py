@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmixer.kernels.optimizer import blocks
 from fastmixer.kernels.select import kernels
-from fastmixer.ops.checks import Arrays, check_number
+from fastmixer.ops.checks import Arrays, check_integer, check_number
 
 
 def adamw_step(
@@ -44,7 +44,7 @@ def adamw_step(
     check_number("adamw_step", "beta2", beta2, at_least=0, below=1)
     check_number("adamw_step", "epsilon", epsilon, at_least=0)
     check_number("adamw_step", "weight_decay", weight_decay, at_least=0)
-    check_number("adamw_step", "step", step, at_least=1)
+    check_integer("adamw_step", "step", step, at_least=1)
     check_number("adamw_step", "gradient_scale", gradient_scale)
     kernels("optimizer").adamw(
         p, m, v, g, float(learning_rate), float(beta1), float(beta2), float(epsilon), float(weight_decay),

@@ -85,6 +85,7 @@ def test_views_of_one_flat_buffer_are_updated_in_place(arrays):
         ({"learning_rate": -1.0}, r"adamw_step: learning_rate must be >= 0; got -1.0"),
         ({"learning_rate": float("inf")}, r"adamw_step: learning_rate must be"),
         ({"step": 0}, r"adamw_step: step must be >= 1; got 0"),
+        ({"step": -3}, r"adamw_step: step must be >= 1; got -3"),
         ({"beta1": 1.0}, r"adamw_step: beta1 must be >= 0 and < 1; got 1.0"),
         ({"beta2": -0.1}, r"adamw_step: beta2 must be"),
         ({"epsilon": -1e-8}, r"adamw_step: epsilon must be"),
@@ -111,3 +112,8 @@ def test_bad_arrays(arrays):
         sgd_step(p, g[:3], learning_rate=0.1)
     with pytest.raises(TypeError, match=r"global_norm: g must be a NumPy array"):
         global_norm([1.0])
+
+
+def test_the_step_is_a_whole_number(arrays):
+    with pytest.raises(TypeError, match=r"adamw_step: step must be an integer; got float"):
+        adamw_step(*arrays, learning_rate=0.1, step=1.5)
