@@ -35,38 +35,57 @@ def penalize_repetition(logits, ids, penalty):
 @compiled
 def _rank_bits(value):
     """An integer that orders as the float32 value does; -0 and 0 are equal."""
-    bits = np.int64(np.float32(value).view(np.uint32))
-    if bits == 0x80000000:
-        bits = 0
-    return 0xFFFFFFFF - bits if bits >= 0x80000000 else bits + 0x80000000
+    bits = np.int64(np.float32(value).view(np.int32))
+    if bits == -0x80000000:
+        bits = np.int64(0)
+    # negative numbers: all bits but the sign flipped; then shifted up so that none is below 0. No branch: signs of
+    # logits cannot be guessed
+    return (bits ^ ((bits >> 63) & 0x7FFFFFFF)) + 0x80000000
 
 
 @compiled
-def _keep_best(values, needed, by_weight, dropped):
-    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight); the others become
-    `dropped`. Among equals the lower index stays.
+def _ranked_value(bits):
+    """The value whose rank bits are these. Beyond the infinities it is NaN, than which nothing is larger or smaller."""
+    plain = bits - 0x80000000
+    return np.int32(plain ^ ((plain >> 63) & 0x7FFFFFFF)).view(np.float32)
+
+
+@compiled
+def _keep_best(values, ids, count, needed, by_weight):
+    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight), and their ids, in
+    the order they stand in; returns how many. Among equals the first stay.
     """
     histogram = np.empty(BINS)
     threshold, passed = 0, 0.0  # the leading bits of the last value kept; what the values above them bring
-    for shift, bins in ((21, 2048), (10, 2048), (0, 1024)):
-        histogram[:bins] = 0
-        for i in range(values.size):
-            if values[i] != dropped:
-                bits = _rank_bits(values[i]) >> shift
-                if bits // bins == threshold:
-                    histogram[bits % bins] += values[i] if by_weight else 1.0
-        last = bins - 1
+    # 11, 11 and 10 bits more of the threshold at a time
+    for shift, width in ((21, 11), (10, 11), (0, 10)):
+        lowest = _ranked_value(threshold << (shift + width))
+        highest = _ranked_value(((threshold + 1) << (shift + width)) - 1)
+        histogram[:] = 0
+        for i in range(count):
+            if values[i] < lowest or values[i] > highest:
+                continue  # the quick way past most of them
+            bits = _rank_bits(values[i]) >> shift
+            if bits >> width == threshold:
+                histogram[bits & ((1 << width) - 1)] += values[i] if by_weight else 1.0
+        last = (1 << width) - 1
         while last > 0 and passed + histogram[last] < needed:
             passed += histogram[last]
             last -= 1
-        threshold = threshold * bins + last
-    for i in range(values.size):
-        if values[i] != dropped:
-            bits = _rank_bits(values[i])
-            if bits < threshold or (bits == threshold and passed >= needed):
-                values[i] = dropped
-            elif bits == threshold:
-                passed += values[i] if by_weight else 1.0
+        threshold = threshold << width | last
+    # all above it stay, and of those equal to it the ones that are still needed
+    lowest = _ranked_value(threshold)
+    kept = 0
+    for i in range(count):
+        if values[i] < lowest:
+            continue
+        if values[i] == lowest:
+            if passed >= needed:
+                continue
+            passed += values[i] if by_weight else 1.0
+        values[kept], ids[kept] = values[i], ids[i]
+        kept += 1
+    return kept
 
 
 @compiled
@@ -78,23 +97,30 @@ def _sum_weights(weights, start, stop):
 
 
 @compiled
-def _draw(weights, total, uniform):
-    """The id at which the summed weights pass uniform * total; never one of weight 0."""
-    wanted, reached, last = uniform * total, 0.0, 0
-    for start in range(0, weights.size, DRAW_BLOCK):
-        stop = min(start + DRAW_BLOCK, weights.size)
+def _sum_blocks(weights, count):
+    total = 0.0
+    for start in range(0, count, DRAW_BLOCK):
+        total += _sum_weights(weights, start, min(start + DRAW_BLOCK, count))
+    return total
+
+
+@compiled
+def _draw(weights, count, uniform):
+    """The position at which the summed weights pass uniform times their total; never one of weight 0."""
+    wanted, reached, last = uniform * _sum_blocks(weights, count), 0.0, 0
+    for start in range(0, count, DRAW_BLOCK):
+        stop = min(start + DRAW_BLOCK, count)
         block = _sum_weights(weights, start, stop)
         if block == 0:
             continue
+        last = stop
         if reached + block <= wanted:
             reached += block
-            last = stop
             continue
         for i in range(start, stop):
             reached += weights[i]
             if reached > wanted:
                 return i
-        last = stop
         break
     # rounding left the sum just short of what was wanted: the last that can be drawn
     while weights[last - 1] == 0:
@@ -112,28 +138,23 @@ def _sample_row(logits, temperature, top_k, top_p, min_p, uniform, out, row):
     if temperature == 0:
         out[row] = best
         return
+    count, ids = vocab, np.arange(vocab)  # the tokens that are left
     # top-k
     if 0 < top_k < vocab:
-        _keep_best(logits, np.float64(top_k), False, -np.float32(np.inf))
+        count = _keep_best(logits, ids, count, np.float64(top_k), False)
     # temperature; the best token weighs 1
     weights, warmth = logits, np.float32(temperature)
-    for i in range(vocab):
+    for i in range(count):
         weights[i] = exp_float32((logits[i] - largest) / warmth)
     # top-p: a token stays while those before it have not reached the share
     if top_p < 1:
-        total = 0.0
-        for start in range(0, vocab, DRAW_BLOCK):
-            total += _sum_weights(weights, start, min(start + DRAW_BLOCK, vocab))
-        _keep_best(weights, top_p * total, True, np.float32(0))
+        count = _keep_best(weights, ids, count, top_p * _sum_blocks(weights, count), True)
     # min-p
-    total, least = 0.0, np.float32(min_p)
-    for start in range(0, vocab, DRAW_BLOCK):
-        stop = min(start + DRAW_BLOCK, vocab)
-        for i in range(start, stop):
-            weights[i] = np.float32(0) if weights[i] < least else weights[i]
-        total += _sum_weights(weights, start, stop)
+    least = np.float32(min_p)
+    for i in range(count):
+        weights[i] = np.float32(0) if weights[i] < least else weights[i]
     # draw
-    out[row] = _draw(weights, total, uniform[row])
+    out[row] = ids[_draw(weights, count, uniform[row])]
 
 
 @compiled

@@ -23,39 +23,59 @@ cdef inline uint32_t rank_bits(float value) noexcept nogil:
     memcpy(&bits, &value, sizeof(bits))
     if bits == 0x80000000u:
         bits = 0
-    return ~bits if bits >> 31 else bits | 0x80000000u
+    # negative numbers: all bits flipped; others: the sign bit set. No branch: signs of logits cannot be guessed
+    return bits ^ (<uint32_t>(<int32_t>bits >> 31) | 0x80000000u)
 
 
-cdef void keep_best(float *values, ptrdiff_t vocab, double needed, bint by_weight, float dropped) noexcept nogil:
-    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight); the others become
-    `dropped`. Among equals the lower index stays.
+cdef inline float ranked_value(uint64_t bits) noexcept nogil:
+    """The value whose rank_bits are these. Beyond the infinities it is NaN, than which nothing is larger or smaller."""
+    cdef uint32_t plain = <uint32_t>bits
+    cdef float value
+    plain ^= 0x80000000u if plain >> 31 else 0xFFFFFFFFu
+    memcpy(&value, &plain, sizeof(value))
+    return value
+
+
+cdef ptrdiff_t keep_best(float *values, int32_t *ids, ptrdiff_t count, double needed, bint by_weight) noexcept nogil:
+    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight), and their ids, in
+    the order they stand in; returns how many. Among equals the first stay.
     """
     cdef double histogram[BINS]
     cdef uint64_t threshold = 0, bits  # the leading bits of the last value kept
     cdef double passed = 0  # what the values above the threshold bring
+    cdef float lowest, highest
     cdef int step, shift, width, last
-    cdef ptrdiff_t i
+    cdef ptrdiff_t i, kept = 0
+    # 11, 11 and 10 bits more of the threshold at a time
     for step in range(3):
         shift = 21 if step == 0 else 10 if step == 1 else 0
         width = 11 if step < 2 else 10
+        lowest = ranked_value(threshold << (shift + width))
+        highest = ranked_value(((threshold + 1) << (shift + width)) - 1)
         memset(histogram, 0, sizeof(histogram))
-        for i in range(vocab):
-            if values[i] != dropped:
-                bits = rank_bits(values[i]) >> shift
-                if bits >> width == threshold:
-                    histogram[bits & ((1 << width) - 1)] += values[i] if by_weight else 1.0
+        for i in range(count):
+            if values[i] < lowest or values[i] > highest:
+                continue  # the quick way past most of them
+            bits = rank_bits(values[i]) >> shift
+            if bits >> width == threshold:
+                histogram[bits & ((1 << width) - 1)] += values[i] if by_weight else 1.0
         last = (1 << width) - 1
         while last > 0 and passed + histogram[last] < needed:
             passed += histogram[last]
             last -= 1
         threshold = threshold << width | <uint64_t>last
-    for i in range(vocab):
-        if values[i] != dropped:
-            bits = rank_bits(values[i])
-            if bits < threshold or (bits == threshold and passed >= needed):
-                values[i] = dropped
-            elif bits == threshold:
-                passed += values[i] if by_weight else 1.0
+    # all above it stay, and of those equal to it the ones that are still needed
+    lowest = ranked_value(threshold)
+    for i in range(count):
+        if values[i] < lowest:
+            continue
+        if values[i] == lowest:
+            if passed >= needed:
+                continue
+            passed += values[i] if by_weight else 1.0
+        values[kept], ids[kept] = values[i], ids[i]
+        kept += 1
+    return kept
 
 
 # ---- the draw ----
@@ -78,12 +98,21 @@ cdef double sum_weights(const float *weights, ptrdiff_t start, ptrdiff_t stop) n
     return total
 
 
-cdef ptrdiff_t draw(const float *weights, ptrdiff_t vocab, double total, double uniform) noexcept nogil:
-    """The id at which the summed weights pass uniform * total; never one of weight 0."""
-    cdef double wanted = uniform * total, reached = 0, block
+cdef double sum_blocks(const float *weights, ptrdiff_t count) noexcept nogil:
+    cdef double total = 0
+    cdef ptrdiff_t start = 0, stop = 0
+    while stop < count:
+        start, stop = stop, min(stop + DRAW_BLOCK, count)
+        total += sum_weights(weights, start, stop)
+    return total
+
+
+cdef ptrdiff_t draw(const float *weights, ptrdiff_t count, double uniform) noexcept nogil:
+    """The position at which the summed weights pass uniform times their total; never one of weight 0."""
+    cdef double wanted = uniform * sum_blocks(weights, count), reached = 0, block
     cdef ptrdiff_t start = 0, stop = 0, i, last = 0
-    while stop < vocab:
-        start, stop = stop, min(stop + DRAW_BLOCK, vocab)
+    while stop < count:
+        start, stop = stop, min(stop + DRAW_BLOCK, count)
         block = sum_weights(weights, start, stop)
         if block == 0:
             continue
@@ -131,43 +160,42 @@ cdef void sample_row(void *argument, ptrdiff_t row) noexcept nogil:
     cdef Sample *s = <Sample *>argument
     cdef float *logits = s.logits + row * s.vocab
     cdef float *weights = logits
+    cdef int32_t *ids = NULL  # of the tokens that are left; NULL: all
     cdef float largest = row_largest(logits, s.vocab), least = <float>s.min_p
     cdef vf shift = vf_set(largest), temperature = vf_set(<float>s.temperature)
-    cdef double total = 0
-    cdef ptrdiff_t start = 0, stop = 0, i = 0
+    cdef ptrdiff_t count = s.vocab, i = 0
     if s.temperature == 0:
         while logits[i] != largest:
             i += 1
         s.out[row] = i
         return
+    if 0 < s.top_k < s.vocab or s.top_p < 1:
+        ids = <int32_t *>pool_scratch(s.vocab * sizeof(int32_t))
+        for i in range(s.vocab):
+            ids[i] = <int32_t>i
     # top-k
     if 0 < s.top_k < s.vocab:
-        keep_best(logits, s.vocab, <double>s.top_k, False, -INFINITY)
+        count = keep_best(logits, ids, count, <double>s.top_k, False)
     # temperature; the best token weighs 1
-    while i + VF_WIDTH <= s.vocab:
+    i = 0
+    while i + VF_WIDTH <= count:
         vf_store(weights + i, vf_exp(vf_div(vf_sub(vf_load(logits + i), shift), temperature)))
         i += VF_WIDTH
-    if i < s.vocab:
+    if i < count:
         vf_store_first(
             weights + i,
-            vf_exp(vf_div(vf_sub(vf_load_first(logits + i, s.vocab - i), shift), temperature)),
-            s.vocab - i,
+            vf_exp(vf_div(vf_sub(vf_load_first(logits + i, count - i), shift), temperature)),
+            count - i,
         )
     # top-p: a token stays while those before it have not reached the share
     if s.top_p < 1:
-        while stop < s.vocab:
-            start, stop = stop, min(stop + DRAW_BLOCK, s.vocab)
-            total += sum_weights(weights, start, stop)
-        keep_best(weights, s.vocab, s.top_p * total, True, 0)
+        count = keep_best(weights, ids, count, s.top_p * sum_blocks(weights, count), True)
     # min-p
-    total, stop = 0, 0
-    while stop < s.vocab:
-        start, stop = stop, min(stop + DRAW_BLOCK, s.vocab)
-        for i in range(start, stop):
-            weights[i] = 0 if weights[i] < least else weights[i]
-        total += sum_weights(weights, start, stop)
+    for i in range(count):
+        weights[i] = 0 if weights[i] < least else weights[i]
     # draw
-    s.out[row] = draw(weights, s.vocab, total, s.uniform[row])
+    i = draw(weights, count, s.uniform[row])
+    s.out[row] = i if ids == NULL else ids[i]
 
 
 def sample(

@@ -84,8 +84,8 @@ def test_an_empty_batch_gives_no_ids(rng):
         ({"uniform": np.zeros(3)}, ValueError, "sample: uniform must be float64 [batch=2]; got float64 (3,)"),
         ({"uniform": np.array([0.5, 1.0])}, ValueError, "sample: uniform must be within [0, 1); uniform[1] = 1.0"),
         (
-            {"logits": LOGITS.astype(np.float64)}, TypeError,
-            "sample: logits must be float32 [batch, vocab]; got float64 (2, 4)",
+            {"logits": LOGITS.astype(np.float16)}, TypeError,
+            "sample: logits must be float32 [batch, vocab]; got float16 (2, 4)",
         ),
         ({"logits": LOGITS[0]}, ValueError, "sample: logits must be float32 [batch, vocab]; got float32 (4,)"),
         ({"logits": LOGITS[:, :0]}, ValueError, "sample: logits must have at least one column; got float32 (2, 0)"),
