@@ -12,6 +12,8 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, inverse_std):
 
     x, out: float [tokens, dim]; weight, bias (or None): float [dim]; mean, inverse_std: float [tokens].
     """
+    if x.size == 0:  # NumPy would warn of the mean of nothing
+        return
     # 1. the row's mean and inverse standard deviation
     mean[:] = x.mean(axis=1)
     centred = x - mean[:, None]
@@ -27,6 +29,8 @@ def layernorm_backward(d_out, x, weight, mean, inverse_std, d_residual, d_x, d_w
     d_out, x, d_residual (or None), d_x: float [tokens, dim]; weight, d_weight, d_bias (or None): float [dim];
     mean, inverse_std: float [tokens]; partial: float [row_blocks(tokens), 2, dim], scratch.
     """
+    if x.size == 0:
+        return
     # 1. the parameter gradients
     normalized = (x - mean[:, None]) * inverse_std[:, None]
     d_weight += (d_out * normalized).sum(axis=0)
@@ -47,6 +51,8 @@ def rmsnorm_forward(x, weight, epsilon, out, inverse_rms):
 
     x, out: float [tokens, dim]; weight: float [dim]; inverse_rms: float [tokens].
     """
+    if x.size == 0:
+        return
     # 1. the row's inverse root mean square
     inverse_rms[:] = 1 / np.sqrt((x * x).mean(axis=1) + x.dtype.type(epsilon))
     # 2. normalize and scale
@@ -59,6 +65,8 @@ def rmsnorm_backward(d_out, x, weight, inverse_rms, d_residual, d_x, d_weight, p
     d_out, x, d_residual (or None), d_x: float [tokens, dim]; weight, d_weight: float [dim];
     inverse_rms: float [tokens]; partial: float [row_blocks(tokens), 1, dim], scratch.
     """
+    if x.size == 0:
+        return
     # 1. the parameter gradient
     normalized = x * inverse_rms[:, None]
     d_weight += (d_out * normalized).sum(axis=0)
