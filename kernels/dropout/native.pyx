@@ -6,6 +6,7 @@ from fastmixer.kernels.philox import keep_scale, keep_threshold
 
 cdef extern from "philox.h" nogil:
     enum: PHILOX_BATCH_WORDS
+    void philox_block(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
 
 cdef enum:
@@ -70,3 +71,10 @@ def dropout_forward(const float[::1] x, double rate, uint64_t seed, const float[
     op.scale = keep_scale(rate)
     with nogil:
         pool_run(dropout_block, &op, (count + BLOCK - 1) // BLOCK)
+
+
+def philox_words(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3):
+    """One block's four words as ints: philox.h as Python sees it, for the known answers."""
+    cdef uint32_t words[4]
+    philox_block(seed, c0, c1, c2, c3, words)
+    return words[0], words[1], words[2], words[3]

@@ -10,7 +10,7 @@ from fastmixer.kernels import threads
 from fastmixer.kernels.dropout import reference
 from fastmixer.kernels.philox import attention_words, flat_words, fold_seed, keep_threshold, philox
 from fastmixer.kernels.philox_jit import philox_block
-from fastmixer.kernels.select import kernel_module
+from fastmixer.kernels.select import kernel_module, native_levels
 
 SIZES = [0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127]
 SEEDS = [0, 1, 2**32, 2**63 + 5, 2**64 - 1]
@@ -38,6 +38,8 @@ def test_known_answers(counter, key, answer):
     seed = key[0] | key[1] << 32
     assert tuple(philox(seed, *counter).tolist()) == answer
     assert philox_block(np.uint64(seed), *(np.uint64(word) for word in counter)) == answer
+    for level in native_levels("dropout"):
+        assert kernel_module("dropout", f"native-{level}").philox_words(seed, *counter) == answer
 
 
 def test_flat_and_attention_words_are_cut_from_the_same_blocks():
