@@ -29,7 +29,7 @@ def sample(
     """One token id for every row of logits: int64 [batch].
 
     logits: float32 [batch, vocab]; -inf rules a token out, NaN and +inf are errors. What happens, in the order of
-    Hugging Face's `generate` (llama.cpp's default order differs in one thing: it applies temperature last):
+    Hugging Face's `generate` (llama.cpp's default is the same, but for the temperature, which it applies last):
 
     1. repetition_penalty > 0: logits of ids in previous_ids (integer [batch, n], -1 pads) are divided by it if
        positive, multiplied if negative, once each (CTRL, Keskar et al. 2019);
