@@ -1,0 +1,272 @@
+# The packed GEMM for native modules: include "vec.pxi" first, then "matmul/gemm.pxi".
+#
+#   cdef int gemm(GemmTask *g) except -1 nogil          one parallel region; fill g with gemm_task(...) below
+#
+# out [m, n] = (out if accumulate else 0) + A [m, k] B [k, n], with any strides for A and B (NN, NT, TN), then an
+# epilogue on each tile while it is in cache. Blocks of out are tasks: one writer each, sums over k in a fixed order.
+# A thread packs the block of B that it uses into its scratch: at 256 rows that costs a few percent of the product.
+
+from libc.string cimport memset
+
+cdef extern from "activations.h" nogil:
+    vf vf_activate(vf x, int activation)
+    vf vf_derivative(vf x, int activation)
+
+cdef extern from "matmul/tile.h" nogil:
+    enum: TILE_ROWS
+    enum: TILE_VECTORS
+    enum: TILE_COLUMNS
+    void tile_multiply(const float **rows, ptrdiff_t a_step, const float *panel, ptrdiff_t depth, vf (*sums)[TILE_VECTORS])
+    void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
+
+cdef enum:
+    K_BLOCK = 256  # a panel of B [256, 48] is 48 KB: it streams from L2 while 8 rows of A stay in L1
+    ROW_BLOCK = 512  # rows that a packed panel of B serves; A's block [512, 256] is half of L2
+    MIN_TASKS = 32  # enough blocks for 16 threads to balance, where the shape allows
+    MAX_PANELS = 8  # panels of B a task
+
+
+cdef struct GemmTask:
+    const float *a
+    ptrdiff_t a_row, a_k  # strides of A's rows and of k
+    const float *b
+    ptrdiff_t b_k, b_column  # strides of k and of B's columns
+    const float *packed_b  # panels as pack_b lays them out; NULL: b is packed on the way
+    float *out
+    ptrdiff_t out_row
+    ptrdiff_t m, n, k
+    bint accumulate
+    # epilogue, forward: out = act(sum + bias) * multiplier + residual; pre_activation = sum + bias
+    int activation
+    const float *bias  # [n] or NULL
+    const float *multiplier  # [m, n] or NULL
+    const float *residual  # [m, n] or NULL
+    float *pre_activation  # [m, n] or NULL
+    # epilogue, backward: out = sum * multiplier * act'(input_pre), d_multiplier = sum * act(input_pre)
+    const float *input_pre  # [m, n] or NULL
+    float *d_multiplier  # [m, n] or NULL
+    # set by gemm
+    ptrdiff_t row_block, column_panels, column_tasks
+    bint plain
+
+
+cdef inline GemmTask gemm_task(
+    const float *a, ptrdiff_t a_row, ptrdiff_t a_k, const float *b, ptrdiff_t b_k, ptrdiff_t b_column,
+    float *out, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, bint accumulate,
+) noexcept nogil:
+    """out [m, n], C-contiguous, = (out +) A B, with no epilogue until its fields are set."""
+    cdef GemmTask g
+    memset(&g, 0, sizeof(GemmTask))
+    g.a, g.a_row, g.a_k = a, a_row, a_k
+    g.b, g.b_k, g.b_column = b, b_k, b_column
+    g.out, g.out_row = out, n
+    g.m, g.n, g.k, g.accumulate = m, n, k, accumulate
+    return g
+
+
+cdef int gemm(GemmTask *g) except -1 nogil:
+    cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
+    cdef ptrdiff_t row_blocks = max(1, (g.m + ROW_BLOCK - 1) // ROW_BLOCK)
+    if g.m == 0 or g.n == 0:
+        return 0
+    # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
+    g.row_block = ((g.m + row_blocks - 1) // row_blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    row_blocks = (g.m + g.row_block - 1) // g.row_block
+    g.column_panels = max(1, min(MAX_PANELS, panels * row_blocks // MIN_TASKS))
+    g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
+    g.plain = (
+        g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
+        and g.pre_activation == NULL and g.input_pre == NULL
+    )
+    if g.k == 0:
+        return pool_run(gemm_empty_sum, g, row_blocks * g.column_tasks)
+    return pool_run(gemm_block, g, row_blocks * g.column_tasks)
+
+
+cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
+    """One block of out: for each block of k, each panel of B is packed and then meets every row."""
+    cdef GemmTask *g = <GemmTask *>argument
+    cdef ptrdiff_t row_start = task // g.column_tasks * g.row_block
+    cdef ptrdiff_t rows = min(g.row_block, g.m - row_start)
+    cdef ptrdiff_t first_panel = task % g.column_tasks * g.column_panels
+    cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
+    cdef ptrdiff_t last_panel = min(panels, first_panel + g.column_panels)
+    cdef bint pack_rows = g.a_k != 1
+    cdef ptrdiff_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    cdef float *panel_buffer = <float *>pool_scratch(
+        sizeof(float) * K_BLOCK * (TILE_COLUMNS + (tiles * TILE_ROWS if pack_rows else 0))
+    )
+    cdef float *a_buffer = panel_buffer + K_BLOCK * TILE_COLUMNS
+    cdef const float *panel_data
+    cdef ptrdiff_t k_start, depth, panel, column, columns, tile
+    cdef bint last
+
+    k_start = 0
+    while k_start < g.k:
+        depth = min(K_BLOCK, g.k - k_start)
+        last = k_start + depth == g.k
+        if pack_rows:
+            pack_a(g.a + row_start * g.a_row + k_start * g.a_k, g.a_row, g.a_k, rows, depth, a_buffer)
+        for panel in range(first_panel, last_panel):
+            column = panel * TILE_COLUMNS
+            columns = min(TILE_COLUMNS, g.n - column)
+            if g.packed_b != NULL:
+                panel_data = g.packed_b + (k_start * panels + panel * depth) * TILE_COLUMNS
+            else:
+                pack_panel(g.b + k_start * g.b_k + column * g.b_column, g.b_k, g.b_column, depth, columns, panel_buffer)
+                panel_data = panel_buffer
+            for tile in range(tiles):
+                multiply_tile(
+                    g, row_start + tile * TILE_ROWS, min(TILE_ROWS, rows - tile * TILE_ROWS), column, columns, k_start,
+                    depth, panel_data, a_buffer + tile * TILE_ROWS * depth if pack_rows else NULL,
+                    g.accumulate or k_start > 0, last,
+                )
+        k_start += K_BLOCK
+
+
+cdef void multiply_tile(
+    GemmTask *g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, ptrdiff_t k_start, ptrdiff_t depth,
+    const float *panel, const float *packed_a, bint load, bint last,
+) noexcept nogil:
+    """One register tile over one block of k, stored with the epilogue if that block is the last."""
+    cdef const float *starts[TILE_ROWS]
+    cdef vf sums[TILE_ROWS][TILE_VECTORS]
+    cdef float tile[TILE_ROWS * TILE_COLUMNS]
+    cdef float *out = g.out + row * g.out_row + column
+    cdef ptrdiff_t i, j
+    # Rows past the end repeat the last one: computed, never stored.
+    for i in range(TILE_ROWS):
+        if packed_a != NULL:
+            starts[i] = packed_a + i
+        else:
+            starts[i] = g.a + (row + min(i, rows - 1)) * g.a_row + k_start
+    if packed_a != NULL:
+        tile_multiply(starts, TILE_ROWS, panel, depth, sums)
+    else:
+        tile_multiply(starts, 1, panel, depth, sums)
+
+    if rows == TILE_ROWS and columns == TILE_COLUMNS and (g.plain or not last):
+        if load:
+            for i in range(TILE_ROWS):
+                for j in range(TILE_VECTORS):
+                    vf_store(
+                        out + i * g.out_row + j * VF_WIDTH,
+                        vf_add(vf_load(out + i * g.out_row + j * VF_WIDTH), sums[i][j]),
+                    )
+        else:
+            for i in range(TILE_ROWS):
+                for j in range(TILE_VECTORS):
+                    vf_store(out + i * g.out_row + j * VF_WIDTH, sums[i][j])
+        return
+    for i in range(TILE_ROWS):
+        for j in range(TILE_VECTORS):
+            vf_store(tile + i * TILE_COLUMNS + j * VF_WIDTH, sums[i][j])
+    for i in range(rows):
+        store_row(g, tile + i * TILE_COLUMNS, row + i, column, columns, load, last)
+
+
+cdef void store_row(
+    GemmTask *g, const float *sums, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
+) noexcept nogil:
+    """columns sums of one row of out, through the epilogue if these are the last of k."""
+    cdef ptrdiff_t offset, at, lanes
+    cdef vf value, pre
+    offset = 0
+    while offset < columns:
+        lanes = min(VF_WIDTH, columns - offset)
+        at = row * g.out_row + column + offset
+        value = vf_load_first(sums + offset, lanes)
+        if load:
+            value = vf_add(vf_load_first(g.out + at, lanes), value)
+        if last and g.input_pre != NULL:
+            pre = vf_load_first(g.input_pre + at, lanes)
+            if g.d_multiplier != NULL:
+                vf_store_first(g.d_multiplier + at, vf_mul(value, vf_activate(pre, g.activation)), lanes)
+            value = vf_mul(value, vf_derivative(pre, g.activation))
+            if g.multiplier != NULL:
+                value = vf_mul(value, vf_load_first(g.multiplier + at, lanes))
+        elif last:
+            if g.bias != NULL:
+                value = vf_add(value, vf_load_first(g.bias + column + offset, lanes))
+            if g.pre_activation != NULL:
+                vf_store_first(g.pre_activation + at, value, lanes)
+            value = vf_activate(value, g.activation)
+            if g.multiplier != NULL:
+                value = vf_mul(value, vf_load_first(g.multiplier + at, lanes))
+            if g.residual != NULL:
+                value = vf_add(value, vf_load_first(g.residual + at, lanes))
+        vf_store_first(g.out + at, value, lanes)
+        offset += VF_WIDTH
+
+
+cdef void gemm_empty_sum(void *argument, ptrdiff_t task) noexcept nogil:
+    """k = 0: every sum is empty, the epilogue still holds."""
+    cdef GemmTask *g = <GemmTask *>argument
+    cdef ptrdiff_t row_start = task // g.column_tasks * g.row_block
+    cdef ptrdiff_t first = task % g.column_tasks * g.column_panels * TILE_COLUMNS
+    cdef ptrdiff_t last = min(g.n, first + g.column_panels * TILE_COLUMNS)
+    cdef float zeros[TILE_COLUMNS]
+    cdef ptrdiff_t row, column
+    memset(zeros, 0, sizeof(zeros))
+    for row in range(row_start, min(g.m, row_start + g.row_block)):
+        column = first
+        while column < last:
+            store_row(g, zeros, row, column, min(TILE_COLUMNS, last - column), g.accumulate, True)
+            column += TILE_COLUMNS
+
+
+# ---- packing ----
+
+cdef void pack_panel(
+    const float *b, ptrdiff_t b_k, ptrdiff_t b_column, ptrdiff_t depth, ptrdiff_t columns, float *panel
+) noexcept nogil:
+    """panel [depth, TILE_COLUMNS] = a block of B; columns past the end are zero."""
+    cdef ptrdiff_t k, column, j
+    if columns < TILE_COLUMNS:
+        memset(panel, 0, sizeof(float) * depth * TILE_COLUMNS)
+    if b_column == 1 and columns == TILE_COLUMNS:
+        for k in range(depth):
+            for j in range(TILE_VECTORS):
+                vf_store(panel + k * TILE_COLUMNS + j * VF_WIDTH, vf_load(b + k * b_k + j * VF_WIDTH))
+        return
+    if b_column == 1:
+        for k in range(depth):
+            for column in range(columns):
+                panel[k * TILE_COLUMNS + column] = b[k * b_k + column]
+        return
+    # B is transposed: k runs along memory (b_k is 1 for every caller), so squares are turned in registers.
+    column = 0
+    while b_k == 1 and column + VF_WIDTH <= columns:
+        k = 0
+        while k + VF_WIDTH <= depth:
+            vf_transpose(b + column * b_column + k, b_column, panel + k * TILE_COLUMNS + column, TILE_COLUMNS)
+            k += VF_WIDTH
+        while k < depth:
+            for j in range(VF_WIDTH):
+                panel[k * TILE_COLUMNS + column + j] = b[k + (column + j) * b_column]
+            k += 1
+        column += VF_WIDTH
+    while column < columns:
+        for k in range(depth):
+            panel[k * TILE_COLUMNS + column] = b[k * b_k + column * b_column]
+        column += 1
+
+
+cdef void pack_a(
+    const float *a, ptrdiff_t a_row, ptrdiff_t a_k, ptrdiff_t rows, ptrdiff_t depth, float *packed
+) noexcept nogil:
+    """packed [tile][depth][TILE_ROWS] = a block of A whose rows lie side by side; rows past the end are zero."""
+    cdef ptrdiff_t start, k, i, count
+    start = 0
+    while start < rows:
+        count = min(TILE_ROWS, rows - start)
+        if count == TILE_ROWS and a_row == 1:
+            for k in range(depth):
+                for i in range(TILE_ROWS):
+                    packed[k * TILE_ROWS + i] = a[start + i + k * a_k]
+        else:
+            for k in range(depth):
+                for i in range(TILE_ROWS):
+                    packed[k * TILE_ROWS + i] = a[(start + i) * a_row + k * a_k] if i < count else 0
+        packed += depth * TILE_ROWS
+        start += TILE_ROWS

@@ -1,0 +1,74 @@
+"""Matrix products in NumPy (its BLAS), float32 or float64: the truth that jit.py and native.pyx are held to.
+
+Knows nothing of layers beyond one linear map. Source of the gradients: the product rule.
+"""
+
+import numpy as np
+
+from fastmixer.kernels.activations_reference import activate, derivative
+
+
+def matmul(a, b, out, transpose_a, transpose_b, accumulate):
+    """out [m, n] = (out +) A B, with a: [m, k] ([k, m] if transpose_a), b: [k, n] ([n, k] if transpose_b)."""
+    a = a.T if transpose_a else a
+    b = b.T if transpose_b else b
+    if accumulate:
+        out += a @ b
+    else:
+        np.matmul(a, b, out=out)
+
+
+def linear_forward(x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation):
+    """out [tokens, out] = act(x W + bias) * multiplier + residual, with x: [tokens, in], weight: [in, out] ([out, in]
+    if transpose_weight), bias: [out]; pre_activation [tokens, out] receives x W + bias. None leaves a part out."""
+    matmul(x, weight, out, False, transpose_weight, False)
+    if bias is not None:
+        out += bias
+    if pre_activation is not None:
+        pre_activation[...] = out
+    if activation:
+        out[...] = activate(out, activation)
+    if multiplier is not None:
+        out *= multiplier
+    if residual is not None:
+        out += residual
+
+
+def linear_backward_input(
+    d_out, weight, pre_activation, multiplier, d_x, d_multiplier, transpose_weight, activation, accumulate
+):
+    """d_x [tokens, in] = (d_x +) d_out W^T; where x was act(pre_activation) * multiplier, on through that:
+    d_x = d_h * multiplier * act'(pre_activation), d_multiplier = d_h * act(pre_activation), with d_h = d_out W^T."""
+    matmul(d_out, weight, d_x, False, not transpose_weight, accumulate)
+    if pre_activation is not None:
+        if d_multiplier is not None:
+            d_multiplier[...] = d_x * activate(pre_activation, activation)
+        d_x *= derivative(pre_activation, activation)
+        if multiplier is not None:
+            d_x *= multiplier
+
+
+def linear_backward_weight(x, d_out, d_weight, transpose_weight):
+    """d_weight += x^T d_out [in, out], or its transpose [out, in] if transpose_weight."""
+    d_weight += d_out.T @ x if transpose_weight else x.T @ d_out
+
+
+def linear_backward_bias(d_out, d_bias):
+    """d_bias [out] += the sum of d_out [tokens, out] over tokens."""
+    d_bias += d_out.sum(axis=0)
+
+
+def packed_size(inputs, outputs):
+    """How many floats pack_weight writes for a weight of these sizes."""
+    return inputs * outputs
+
+
+def pack_weight(weight, packed, transpose_weight):
+    """packed: a constant weight in the layout that this implementation's linear_forward_packed reads."""
+    packed[...] = (weight.T if transpose_weight else weight).ravel()
+
+
+def linear_forward_packed(x, packed, bias, multiplier, residual, out, activation):
+    """As linear_forward, over a weight that pack_weight packed."""
+    weight = packed.reshape(x.shape[1], out.shape[1])
+    linear_forward(x, weight, bias, multiplier, residual, None, out, False, activation)

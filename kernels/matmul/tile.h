@@ -1,0 +1,88 @@
+/* The register tile of the packed GEMM: TILE_ROWS x TILE_COLUMNS sums held in registers, and the transposing pack.
+ *
+ * Zen 4 has one 512-bit FMA a cycle: 8 x 48 does 24 of them over 3 loads and 8 broadcasts, so loads never wait.
+ * Knows nothing of blocks, tasks or epilogues.
+ */
+#ifndef FASTMIXER_TILE_H
+#define FASTMIXER_TILE_H
+
+#include "vec.h"
+
+#if VF_REGISTERS == 32
+#define TILE_ROWS 8
+#define TILE_VECTORS 3 /* 24 sums, 3 of B, and what broadcasts need */
+#else
+#define TILE_ROWS 6
+#define TILE_VECTORS 2 /* 12 sums, 2 of B, 1 broadcast: 15 of 16 registers */
+#endif
+#define TILE_COLUMNS (TILE_VECTORS * VF_WIDTH)
+
+/* sums [TILE_ROWS][TILE_COLUMNS] = A B over `depth`: row i of A starts at rows[i] and moves by `a_step` a k; B is a
+ * packed panel [depth][TILE_COLUMNS]. */
+VEC_INLINE void tile_multiply(const float *const rows[TILE_ROWS], ptrdiff_t a_step, const float *panel,
+                              ptrdiff_t depth, vf sums[TILE_ROWS][TILE_VECTORS]) {
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_zero();
+    const float *a[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; i++) a[i] = rows[i];
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        vf b[TILE_VECTORS];
+        for (int j = 0; j < TILE_VECTORS; j++) b[j] = vf_load(panel + k * TILE_COLUMNS + j * VF_WIDTH);
+        for (int i = 0; i < TILE_ROWS; i++) {
+            vf broadcast = vf_set(a[i][k * a_step]);
+            for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_fma(broadcast, b[j], sums[i][j]);
+        }
+    }
+}
+
+/* out[c * out_stride + r] = in[r * in_stride + c] for a square of VF_WIDTH x VF_WIDTH. */
+VEC_INLINE void vf_transpose(const float *in, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride) {
+#if defined(VEC_AVX512)
+    __m512 r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(in + i * in_stride);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) { /* r[i], r[i+4], r[i+8], r[i+12] hold 128-bit columns i, 4+i, 8+i, 12+i */
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_ps(out + i * out_stride, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
+        _mm512_storeu_ps(out + (i + 8) * out_stride, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
+        _mm512_storeu_ps(out + (i + 4) * out_stride, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
+        _mm512_storeu_ps(out + (i + 12) * out_stride, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd));
+    }
+#elif defined(VEC_AVX2)
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(in + i * in_stride);
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+#else
+    for (int r = 0; r < VF_WIDTH; r++)
+        for (int c = 0; c < VF_WIDTH; c++) out[c * out_stride + r] = in[r * in_stride + c];
+#endif
+}
+
+#endif
