@@ -19,11 +19,12 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 
 def assert_close_to_float64(
-    actual, float32_reference, float64_reference, *, gradient=False, ulp=FEW_ULP, name="result"
+    actual, float32_reference, float64_reference, *, gradient=False, ulp=FEW_ULP, terms=0.0, name="result"
 ):
     """actual: float32 [...] is as near to float64_reference as float32_reference, times the factor, plus a few ulp.
 
     Errors are compared at their maximum over the array; NaN and infinities must agree exactly with the float64 truth.
+    terms: the magnitude of what is added up, where it may cancel to a much smaller result: the ulp are then of that.
     """
     actual, truth = np.asarray(actual), np.asarray(float64_reference, np.float64)
     assert actual.shape == truth.shape, f"{name}: shape {actual.shape}, expected {truth.shape}"
@@ -39,7 +40,7 @@ def assert_close_to_float64(
     numpy_error = np.abs(np.asarray(float32_reference, np.float64)[finite] - truth[finite]).max()
     error = np.abs(actual.astype(np.float64)[finite] - truth[finite]).max()
     factor = GRADIENT_FACTOR if gradient else FORWARD_FACTOR
-    limit = factor * numpy_error + ulp * EPSILON * np.abs(truth[finite]).max()
+    limit = factor * numpy_error + ulp * EPSILON * max(terms, np.abs(truth[finite]).max())
     assert error <= limit, f"{name}: error {error:.3g} > {limit:.3g} (NumPy float32 has {numpy_error:.3g})"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.checks import Arrays, check_integer, check_number
 
-CHUNK = 128  # tokens whose logits exist at once
+CHUNK = 256  # tokens whose logits exist at once: fewer would read the weight more often than the cache forgives
 
 
 def head_loss(
