@@ -1,4 +1,6 @@
-"""fm.head_loss and fm.cross_entropy: means, scales, layouts and exact errors."""
+"""fm.head_loss and fm.cross_entropy: means, scales, layouts, memory and exact errors."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,6 +66,18 @@ def test_gradients_of_halves_add_up(rng):
 def test_the_chunk_changes_nothing(rng, chunk):
     x, weight, targets = example(rng)
     assert head_loss(x, weight, targets, chunk=chunk) == pytest.approx(head_loss(x, weight, targets), rel=1e-6)
+
+
+def test_the_logits_of_all_tokens_never_exist(rng):
+    tokens, dim, vocab, chunk = 2048, 8, 3000, 32
+    x, weight = rng.standard_normal((tokens, dim), np.float32), rng.standard_normal((vocab, dim), np.float32)
+    targets, d_x, d_weight = rng.integers(0, vocab, tokens), np.empty_like(x), np.zeros_like(weight)
+    head_loss(x[:1], weight, targets[:1])  # modules are loaded, Numba has compiled
+    tracemalloc.start()
+    head_loss(x, weight, targets, d_x=d_x, d_weight=d_weight, chunk=chunk)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * chunk * vocab * 4 < tokens * vocab * 4 / 4
 
 
 def test_inputs_may_be_read_only_and_strided(rng):
