@@ -34,7 +34,7 @@ def matmul(
     if accumulate and out is None:
         raise ValueError("matmul: accumulate adds to out, which must be given; got None")
     out = arrays.output("out", out, "m n")
-    _require_apart("matmul", "out", out, a=a, b=b)
+    require_apart("matmul", "out", out, a=a, b=b)
     kernels("matmul").matmul(a, b, out, bool(transpose_a), bool(transpose_b), bool(accumulate))
     return out
 
@@ -70,8 +70,8 @@ def linear(
         pre_activation = arrays.check_output("pre_activation", pre_activation, axes)
     out = arrays.output("out", out, axes)
     inputs = {"x": x, "weight": weight, "bias": bias, "multiplier": multiplier, "residual": residual}
-    _require_apart("linear", "out", out, pre_activation=pre_activation, **inputs)
-    _require_apart("linear", "pre_activation", pre_activation, **inputs)
+    require_apart("linear", "out", out, pre_activation=pre_activation, **inputs)
+    require_apart("linear", "pre_activation", pre_activation, **inputs)
     kernels("matmul").linear_forward(
         as_rows(x), weight, bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out),
         bool(transpose_weight), code,
@@ -128,9 +128,9 @@ def linear_backward(
         d_multiplier = arrays.check_output("d_multiplier", d_multiplier, axes)
     d_x = arrays.output("d_x", d_x, axes)
     inputs = {"d_out": d_out, "weight": weight, "pre_activation": pre_activation, "multiplier": multiplier}
-    _require_apart("linear_backward", "d_x", d_x, d_multiplier=d_multiplier, **inputs)
-    _require_apart("linear_backward", "d_multiplier", d_multiplier, x=x, **inputs)
-    _require_apart("linear_backward", "d_weight", d_weight, x=x, **inputs)
+    require_apart("linear_backward", "d_x", d_x, d_multiplier=d_multiplier, **inputs)
+    require_apart("linear_backward", "d_multiplier", d_multiplier, x=x, **inputs)
+    require_apart("linear_backward", "d_weight", d_weight, x=x, **inputs)
 
     kernel, d_out_rows = kernels("matmul"), as_rows(d_out)
     if d_bias is not None:
@@ -151,10 +151,12 @@ def leading_axes(x: Any, last: str) -> str:
 
 def as_rows(x: Any) -> Any:
     """x: [..., width] as a view [tokens, width]; None stays None."""
-    return None if x is None or x.ndim == 2 else x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
+    if x is None or x.ndim == 2:
+        return x
+    return x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
 
 
-def _require_apart(op: str, name: str, value: np.ndarray | None, **others: np.ndarray | None) -> None:
+def require_apart(op: str, name: str, value: np.ndarray | None, **others: np.ndarray | None) -> None:
     """ValueError if an array that is written shares memory with another: products are not formed in place."""
     if value is None:
         return

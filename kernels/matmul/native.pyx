@@ -5,10 +5,12 @@ Shapes and meaning: reference.py. Knows nothing of layers beyond one linear map.
 
 include "vec.pxi"
 include "matmul/gemm.pxi"
+include "matmul/linear.pxi"
 
 
 def matmul(const float[:, ::1] a, const float[:, ::1] b, float[:, ::1] out, bint transpose_a, bint transpose_b,
            bint accumulate):
+    """out [m, n] = (out +) A B, with a: [m, k] ([k, m] if transpose_a), b: [k, n] ([n, k] if transpose_b)."""
     cdef ptrdiff_t k = a.shape[0] if transpose_a else a.shape[1]
     cdef GemmTask g = gemm_task(
         &a[0, 0], 1 if transpose_a else a.shape[1], a.shape[1] if transpose_a else 1,
@@ -22,20 +24,14 @@ def matmul(const float[:, ::1] a, const float[:, ::1] b, float[:, ::1] out, bint
 def linear_forward(const float[:, ::1] x, const float[:, ::1] weight, const float[::1] bias,
                    const float[:, ::1] multiplier, const float[:, ::1] residual, float[:, ::1] pre_activation,
                    float[:, ::1] out, bint transpose_weight, int activation):
-    cdef GemmTask g = gemm_task(
-        &x[0, 0], x.shape[1], 1,
-        &weight[0, 0], 1 if transpose_weight else weight.shape[1], weight.shape[1] if transpose_weight else 1,
-        &out[0, 0], out.shape[0], out.shape[1], x.shape[1], False,
+    """out [tokens, out] = act(x W + bias) * multiplier + residual; pre_activation receives x W + bias."""
+    cdef GemmTask g = linear_task(
+        &x[0, 0], &weight[0, 0], transpose_weight, &bias[0] if bias is not None else NULL, activation, &out[0, 0],
+        x.shape[0], x.shape[1], out.shape[1],
     )
-    g.activation = activation
-    if bias is not None:
-        g.bias = &bias[0]
-    if multiplier is not None:
-        g.multiplier = &multiplier[0, 0]
-    if residual is not None:
-        g.residual = &residual[0, 0]
-    if pre_activation is not None:
-        g.pre_activation = &pre_activation[0, 0]
+    g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
+    g.residual = &residual[0, 0] if residual is not None else NULL
+    g.pre_activation = &pre_activation[0, 0] if pre_activation is not None else NULL
     with nogil:
         gemm(&g)
 
@@ -43,71 +39,39 @@ def linear_forward(const float[:, ::1] x, const float[:, ::1] weight, const floa
 def linear_backward_input(const float[:, ::1] d_out, const float[:, ::1] weight, const float[:, ::1] pre_activation,
                           const float[:, ::1] multiplier, float[:, ::1] d_x, float[:, ::1] d_multiplier,
                           bint transpose_weight, int activation, bint accumulate):
-    # d_h = d_out W^T: a weight stored [out, in] is already W^T
-    cdef GemmTask g = gemm_task(
-        &d_out[0, 0], d_out.shape[1], 1,
-        &weight[0, 0], weight.shape[1] if transpose_weight else 1, 1 if transpose_weight else weight.shape[1],
-        &d_x[0, 0], d_x.shape[0], d_x.shape[1], d_out.shape[1], accumulate,
+    """d_x = (d_x +) d_out W^T, and on through x = act(pre_activation) * multiplier where pre_activation is given."""
+    cdef GemmTask g = input_gradient_task(
+        &d_out[0, 0], &weight[0, 0], transpose_weight, &d_x[0, 0],
+        d_x.shape[0], d_x.shape[1], d_out.shape[1], accumulate,
     )
     g.activation = activation
     if pre_activation is not None:
         g.input_pre = &pre_activation[0, 0]
-    if multiplier is not None:
-        g.multiplier = &multiplier[0, 0]
-    if d_multiplier is not None:
-        g.d_multiplier = &d_multiplier[0, 0]
+        g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
+        g.d_multiplier = &d_multiplier[0, 0] if d_multiplier is not None else NULL
     with nogil:
         gemm(&g)
 
 
 def linear_backward_weight(const float[:, ::1] x, const float[:, ::1] d_out, float[:, ::1] d_weight,
                            bint transpose_weight):
-    # d_W += x^T d_out, or its transpose
-    if transpose_weight:
-        matmul(d_out, x, d_weight, True, False, True)
-    else:
-        matmul(x, d_out, d_weight, True, False, True)
-
-
-cdef struct BiasTask:
-    const float *d_out
-    float *d_bias
-    ptrdiff_t rows, columns
-
-cdef enum:
-    BIAS_COLUMNS = 64  # columns a task: 256 bytes of each row
+    """d_weight += x^T d_out, or its transpose if transpose_weight."""
+    with nogil:
+        add_weight_gradient(
+            &x[0, 0], &d_out[0, 0], &d_weight[0, 0], transpose_weight, x.shape[0], x.shape[1], d_out.shape[1]
+        )
 
 
 def linear_backward_bias(const float[:, ::1] d_out, float[::1] d_bias):
-    cdef BiasTask b
-    b.d_out, b.d_bias = &d_out[0, 0], &d_bias[0]
-    b.rows, b.columns = d_out.shape[0], d_out.shape[1]
-    cdef ptrdiff_t tasks = (b.columns + BIAS_COLUMNS - 1) // BIAS_COLUMNS
+    """d_bias [out] += the sum of d_out [tokens, out] over tokens."""
     with nogil:
-        pool_run(bias_block, &b, tasks)
-
-
-cdef void bias_block(void *argument, ptrdiff_t task) noexcept nogil:
-    cdef BiasTask *b = <BiasTask *>argument
-    cdef float sums[BIAS_COLUMNS]
-    cdef ptrdiff_t start = task * BIAS_COLUMNS, columns = min(BIAS_COLUMNS, b.columns - start), row, column
-    cdef const float *values
-    memset(sums, 0, sizeof(sums))
-    for row in range(b.rows):
-        values = b.d_out + row * b.columns + start
-        if columns == BIAS_COLUMNS:
-            for column in range(BIAS_COLUMNS):
-                sums[column] += values[column]
-        else:
-            for column in range(columns):
-                sums[column] += values[column]
-    for column in range(columns):
-        b.d_bias[start + column] += sums[column]
+        add_bias_gradient(&d_out[0, 0], &d_bias[0], d_out.shape[0], d_out.shape[1])
 
 
 # ---- constant weights, packed once ----
 
 def packed_size(ptrdiff_t inputs, ptrdiff_t outputs):
+    """How many floats pack_weight writes for a weight of these sizes."""
     return inputs * ((outputs + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS)
 
 
@@ -119,16 +83,15 @@ cdef struct PackTask:
 
 
 def pack_weight(const float[:, ::1] weight, float[::1] packed, bint transpose_weight):
+    """packed: a constant weight as the panels that linear_forward_packed reads."""
     cdef PackTask p
-    cdef ptrdiff_t panels
     p.weight, p.packed = &weight[0, 0], &packed[0]
     p.k = weight.shape[1] if transpose_weight else weight.shape[0]
     p.n = weight.shape[0] if transpose_weight else weight.shape[1]
     p.k_stride = 1 if transpose_weight else weight.shape[1]
     p.column_stride = weight.shape[1] if transpose_weight else 1
-    panels = (p.n + TILE_COLUMNS - 1) // TILE_COLUMNS
     with nogil:
-        pool_run(pack_weight_panel, &p, panels)
+        pool_run(pack_weight_panel, &p, (p.n + TILE_COLUMNS - 1) // TILE_COLUMNS)
 
 
 cdef void pack_weight_panel(void *argument, ptrdiff_t panel) noexcept nogil:
@@ -148,16 +111,13 @@ cdef void pack_weight_panel(void *argument, ptrdiff_t panel) noexcept nogil:
 def linear_forward_packed(const float[:, ::1] x, const float[::1] packed, const float[::1] bias,
                           const float[:, ::1] multiplier, const float[:, ::1] residual, float[:, ::1] out,
                           int activation):
-    cdef GemmTask g = gemm_task(
-        &x[0, 0], x.shape[1], 1, NULL, 0, 1, &out[0, 0], out.shape[0], out.shape[1], x.shape[1], False,
+    """As linear_forward, over a weight that pack_weight packed."""
+    cdef GemmTask g = linear_task(
+        &x[0, 0], NULL, False, &bias[0] if bias is not None else NULL, activation, &out[0, 0],
+        x.shape[0], x.shape[1], out.shape[1],
     )
     g.packed_b = &packed[0]
-    g.activation = activation
-    if bias is not None:
-        g.bias = &bias[0]
-    if multiplier is not None:
-        g.multiplier = &multiplier[0, 0]
-    if residual is not None:
-        g.residual = &residual[0, 0]
+    g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
+    g.residual = &residual[0, 0] if residual is not None else NULL
     with nogil:
         gemm(&g)

@@ -1,0 +1,177 @@
+"""Feedforward: each token alone through two linear maps with a bend between them, plain or gated; and its gradients.
+
+Knows nothing of layers around it; the residual that forward adds is any array of out's shape.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import numpy as np
+
+from fastmixer.kernels.activations import ACTIVATIONS
+from fastmixer.kernels.select import kernels
+from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.matmul import as_rows, leading_axes, require_apart
+
+
+@dataclass(frozen=True)
+class FeedForwardSaved:
+    """What backward wants of forward. up, hidden, gate_pre (None unless gated): float32 [tokens, hidden].
+
+    gate_pre, up: x w_gate + b_gate and x w_up + b_up; hidden: what came out of the bend. A caller that runs many
+    steps may pass the same object again: feedforward(..., saved=...) writes into it.
+    """
+
+    up: np.ndarray
+    hidden: np.ndarray
+    gate_pre: np.ndarray | None = None
+
+
+@overload
+def feedforward(
+    x: np.ndarray,
+    w_up: np.ndarray,
+    b_up: np.ndarray | None,
+    w_down: np.ndarray,
+    b_down: np.ndarray | None,
+    activation: str = ...,
+    *,
+    w_gate: np.ndarray | None = ...,
+    b_gate: np.ndarray | None = ...,
+    residual: np.ndarray | None = ...,
+    out: np.ndarray | None = ...,
+    saved: FeedForwardSaved | None = ...,
+    return_saved: Literal[False] = ...,
+) -> np.ndarray: ...
+@overload
+def feedforward(
+    x: np.ndarray,
+    w_up: np.ndarray,
+    b_up: np.ndarray | None,
+    w_down: np.ndarray,
+    b_down: np.ndarray | None,
+    activation: str = ...,
+    *,
+    w_gate: np.ndarray | None = ...,
+    b_gate: np.ndarray | None = ...,
+    residual: np.ndarray | None = ...,
+    out: np.ndarray | None = ...,
+    saved: FeedForwardSaved | None = ...,
+    return_saved: Literal[True],
+) -> tuple[np.ndarray, FeedForwardSaved]: ...
+def feedforward(
+    x: np.ndarray,
+    w_up: np.ndarray,
+    b_up: np.ndarray | None,
+    w_down: np.ndarray,
+    b_down: np.ndarray | None,
+    activation: str = "gelu",
+    *,
+    w_gate: np.ndarray | None = None,
+    b_gate: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    saved: FeedForwardSaved | None = None,
+    return_saved: bool = False,
+) -> np.ndarray | tuple[np.ndarray, FeedForwardSaved]:
+    """out = act(x w_up + b_up) w_down + b_down + residual; with w_gate
+    out = (act(x w_gate + b_gate) * (x w_up + b_up)) w_down + b_down + residual.
+
+    x, residual, out: float32 [..., dim]; w_up, w_gate: float32 [dim, hidden]; b_up, b_gate: float32 [hidden];
+    w_down: float32 [hidden, dim]; b_down: float32 [dim]; activation: "none", "gelu" (exact), "gelu_tanh", "silu",
+    "relu". With return_saved also gives what feedforward_backward wants (in `saved`, if that is passed). Raises
+    TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); gated: Shazeer 2020 (arXiv 2002.05202).
+    """
+    arrays = Arrays("feedforward")
+    axes = leading_axes(x, "dim")
+    x = arrays.check("x", x, axes)
+    w_up = arrays.check("w_up", w_up, "dim hidden")
+    b_up = arrays.check_optional("b_up", b_up, "hidden")
+    w_gate = arrays.check_optional("w_gate", w_gate, "dim hidden")
+    b_gate = arrays.check_optional("b_gate", b_gate, "hidden")
+    if w_gate is None and b_gate is not None:
+        raise ValueError("feedforward: b_gate is the bias of w_gate, which must be given; got None")
+    w_down = arrays.check("w_down", w_down, "hidden dim")
+    b_down = arrays.check_optional("b_down", b_down, "dim")
+    residual = arrays.check_optional("residual", residual, axes)
+    code = ACTIVATIONS[check_choice("feedforward", "activation", activation, ACTIVATIONS)]
+    out = arrays.output("out", out, axes)
+    require_apart("feedforward", "out", out, x=x, residual=residual, w_up=w_up, w_gate=w_gate, w_down=w_down)
+
+    arrays.sizes["tokens"] = len(as_rows(x))
+    keep = saved is not None or return_saved
+    up, hidden, gate_pre = (None, None, None) if saved is None else (saved.up, saved.hidden, saved.gate_pre)
+    hidden = arrays.output("saved.hidden", hidden, "tokens hidden")
+    # without a gate up is only of use to backward; with one, gate_pre is
+    up = arrays.output("saved.up", up, "tokens hidden") if keep or w_gate is not None else None
+    if w_gate is not None and keep:
+        gate_pre = arrays.output("saved.gate_pre", gate_pre, "tokens hidden")
+    kernels("feedforward").feedforward_forward(
+        as_rows(x), w_gate, b_gate, w_up, b_up, w_down, b_down, as_rows(residual), code, gate_pre, up, hidden,
+        as_rows(out),
+    )  # fmt: skip
+    if not return_saved:
+        return out
+    assert up is not None
+    return out, FeedForwardSaved(up, hidden, gate_pre)
+
+
+def feedforward_backward(
+    d_out: np.ndarray,
+    x: np.ndarray,
+    w_up: np.ndarray,
+    w_down: np.ndarray,
+    saved: FeedForwardSaved,
+    activation: str = "gelu",
+    *,
+    w_gate: np.ndarray | None = None,
+    d_w_up: np.ndarray | None = None,
+    d_b_up: np.ndarray | None = None,
+    d_w_down: np.ndarray | None = None,
+    d_b_down: np.ndarray | None = None,
+    d_w_gate: np.ndarray | None = None,
+    d_b_gate: np.ndarray | None = None,
+    d_x: np.ndarray | None = None,
+    scratch: FeedForwardSaved | None = None,
+) -> np.ndarray:
+    """d_x, and the parameters' gradients added to those that are given; the residual's gradient is d_out itself.
+
+    d_out, x, d_x: float32 [..., dim]; weights and biases, and the d_ of each: as in feedforward; saved: of the forward
+    call; scratch: arrays as in saved whose content is lost (up and gate_pre receive their gradients; hidden is not
+    used), or None. Raises TypeError or ValueError.
+    """
+    arrays = Arrays("feedforward_backward", "feedforward")
+    axes = leading_axes(x, "dim")
+    x = arrays.check("x", x, axes)
+    d_out = arrays.check("d_out", d_out, axes)
+    w_up = arrays.check("w_up", w_up, "dim hidden")
+    w_gate = arrays.check_optional("w_gate", w_gate, "dim hidden")
+    w_down = arrays.check("w_down", w_down, "hidden dim")
+    code = ACTIVATIONS[check_choice("feedforward_backward", "activation", activation, ACTIVATIONS)]
+    arrays.sizes["tokens"] = len(as_rows(x))
+    up = arrays.check("saved.up", saved.up, "tokens hidden")
+    hidden = arrays.check("saved.hidden", saved.hidden, "tokens hidden")
+    gate_pre = None if w_gate is None else arrays.check("saved.gate_pre", saved.gate_pre, "tokens hidden")
+    if w_gate is None and (d_w_gate is not None or d_b_gate is not None):
+        raise ValueError("feedforward_backward: d_w_gate and d_b_gate need w_gate; got None")
+    gradients = {
+        "d_w_gate": (d_w_gate, "dim hidden"), "d_b_gate": (d_b_gate, "hidden"), "d_w_up": (d_w_up, "dim hidden"),
+        "d_b_up": (d_b_up, "hidden"), "d_w_down": (d_w_down, "hidden dim"), "d_b_down": (d_b_down, "dim"),
+    }  # fmt: skip
+    for name, (value, value_axes) in gradients.items():
+        if value is not None:
+            arrays.check_output(name, value, value_axes)
+    d_up, d_gate_pre = (None, None) if scratch is None else (scratch.up, scratch.gate_pre)
+    d_up = arrays.output("scratch.up", d_up, "tokens hidden")
+    d_gate_pre = None if w_gate is None else arrays.output("scratch.gate_pre", d_gate_pre, "tokens hidden")
+    d_x = arrays.output("d_x", d_x, axes)
+    read = {"d_out": d_out, "x": x, "w_up": w_up, "w_gate": w_gate, "w_down": w_down}
+    require_apart("feedforward_backward", "d_x", d_x, **read)
+    for name, value in (("scratch.up", d_up), ("scratch.gate_pre", d_gate_pre)):
+        require_apart("feedforward_backward", name, value, up=up, gate_pre=gate_pre, hidden=hidden)
+
+    kernels("feedforward").feedforward_backward(
+        as_rows(d_out), as_rows(x), w_gate, w_up, w_down, code, gate_pre, up, hidden, d_gate_pre, d_up, as_rows(d_x),
+        *(value for value, _ in gradients.values()),
+    )  # fmt: skip
+    return d_x

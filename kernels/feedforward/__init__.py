@@ -1,0 +1,1 @@
+"""Two linear maps with a bend between them, plain or gated, and all their gradients."""
