@@ -1,0 +1,6 @@
+import numpy as np
+
+def rotate(
+    x: np.ndarray, cos: np.ndarray, sin: np.ndarray, positions: np.ndarray, inverse: bool, out: np.ndarray
+) -> None: ...
+def add_positions(x: np.ndarray, table: np.ndarray, positions: np.ndarray) -> None: ...
