@@ -1,0 +1,88 @@
+"""Positions: tables of sinusoids and rotations, adding rows by position, rotating queries and keys.
+
+A learned table's gradient is embedding_backward's. Knows nothing of where in a model positions enter.
+"""
+
+import numpy as np
+
+from fastmixer.kernels.select import kernels
+from fastmixer.ops.checks import Arrays, check_number
+
+
+def sinusoidal_table(context: int, dim: int) -> np.ndarray:
+    """float32 [context, dim]: sines at even, cosines at odd columns, wavelengths from 2 pi to 10000 * 2 pi.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762). Raises ValueError for an odd dim.
+    """
+    _check_even("sinusoidal_table", "dim", dim)
+    check_number("sinusoidal_table", "context", context, at_least=0)
+    angles = np.arange(context)[:, None] / 10000.0 ** (np.arange(0, dim, 2) / dim)
+    table = np.empty((context, dim), np.float32)
+    table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
+    return table
+
+
+def rotary_tables(context: int, head_dim: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+    """(cos, sin), float32 [context, head_dim / 2]: of position * base^(-2 i / head_dim).
+
+    Source: Su et al. 2021 (arXiv 2104.09864). Raises ValueError for an odd head_dim.
+    """
+    _check_even("rotary_tables", "head_dim", head_dim)
+    check_number("rotary_tables", "context", context, at_least=0)
+    check_number("rotary_tables", "base", base, above=0)
+    angles = np.arange(context)[:, None] * float(base) ** (-np.arange(0, head_dim, 2) / head_dim)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(
+    x: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    positions: np.ndarray | None = None,
+    *,
+    inverse: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """x: float32 [batch, heads, time, head_dim] with each pair (i, i + head_dim / 2) turned by its position's angle.
+
+    positions: integer [batch, time] or [time] (0..time-1 if None) within cos, sin: float32 [context, head_dim / 2].
+    out may be x. inverse turns back, which is also the gradient. Raises IndexError for a position outside the tables.
+    Source: Su et al. 2021 (arXiv 2104.09864), with Llama's pairs.
+    """
+    arrays = Arrays("rotate", "positions")
+    x = arrays.check("x", x, "batch heads time head_dim", contiguous=False)
+    _check_even("rotate", "head_dim", x.shape[3])
+    arrays.sizes["half"] = x.shape[3] // 2
+    cos = arrays.check("cos", cos, "context half")
+    sin = arrays.check("sin", sin, "context half")
+    if positions is None:
+        positions = np.arange(x.shape[2])
+    if isinstance(positions, np.ndarray) and positions.ndim == 1:
+        positions = np.broadcast_to(positions, (x.shape[0], len(positions)))
+    positions = arrays.check_ids("positions", positions, "batch time", limit=len(cos))
+    if out is None:
+        out = np.empty(x.shape, x.dtype)
+    out = arrays.check_output("out", out, "batch heads time head_dim", contiguous=False)
+    if out.size:
+        kernels("positions").rotate(x, cos, sin, positions, inverse, out)
+    return out
+
+
+def add_positions(x: np.ndarray, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """x: float32 [tokens, dim] += table: float32 [context, dim] at positions: integer [tokens], in place; returns x.
+
+    Raises IndexError with the value and place of a position outside the table.
+    """
+    arrays = Arrays("add_positions", "positions")
+    x = arrays.check_output("x", x, "tokens dim")
+    table = arrays.check("table", table, "context dim")
+    positions = arrays.check_ids("positions", positions, "tokens", limit=len(table))
+    if x.size:
+        kernels("positions").add_positions(x, table, positions)
+    return x
+
+
+def _check_even(op: str, name: str, value: int) -> None:
+    check_number(op, name, value, at_least=0)
+    if value % 2:
+        raise ValueError(f"{op}: {name} must be even; got {value}")
