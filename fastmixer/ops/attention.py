@@ -1,0 +1,204 @@
+"""Attention: every query blends the values of the keys that it sees, weighted by how well they match.
+
+Knows nothing of projections, caches or layers.
+"""
+
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+
+from fastmixer.kernels.select import kernel_module, kernels
+from fastmixer.ops.checks import Arrays, check_number
+
+MAX_HEAD_DIM = 256
+
+
+class _Checked(NamedTuple):
+    """Arguments that forward and backward share, checked."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    spans: np.ndarray
+    scale: float
+    causal: bool
+    window: int
+    dropout: float
+    seed: int
+
+
+@overload
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, return_saved: Literal[False] = ..., **options: Any
+) -> np.ndarray: ...
+@overload
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, return_saved: Literal[True], **options: Any
+) -> tuple[np.ndarray, np.ndarray]: ...
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    query_starts: np.ndarray | None = None,
+    key_starts: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    return_saved: bool = False,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """softmax(scale q k^T) v, float32 [batch, heads, queries, head_dim], tile by tile: no [queries, keys] array exists.
+
+    q: float32 [batch, heads, queries, head_dim]; k, v: float32 [batch, kv_heads, keys, head_dim], where kv_heads divides
+    heads and each kv head serves heads / kv_heads heads side by side. They may be strided if head_dim is contiguous.
+    causal: a query sees the keys up to its own position; with more keys than queries the queries are the last ones.
+    window: only the last `window` keys up to its position (implies causal). scale: 1 / sqrt(head_dim) if None.
+    dropout: part of the weights dropped, by `seed` and place, so that attention_backward drops the same ones.
+    query_starts, key_starts: int64 [sequences + 1]: many sequences packed one after another in a batch of 1, each of
+    which sees itself only (key_starts = query_starts if None). A query that sees no key gets zeros.
+    With return_saved also gives log_sum_exp: float32 [batch, heads, queries], which attention_backward wants.
+    Raises TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); online softmax, Milakov and
+    Gimelshein 2018 (arXiv 1805.02867); tiles, Dao et al. 2022 (arXiv 2205.14135).
+    """
+    arrays = Arrays("attention")
+    checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
+    axes = "batch heads queries head_dim"
+    if out is None:
+        out = np.empty(checked.q.shape, checked.q.dtype)
+    out = arrays.check_output("out", out, axes, contiguous=False)
+    log_sum_exp = np.empty(out.shape[:3], checked.q.dtype)
+    if _leaves_gaps(checked):
+        out[...], log_sum_exp[...] = 0, -np.inf
+    if out.size:
+        kernels("attention").attention_forward(*checked, out, log_sum_exp)
+    return (out, log_sum_exp) if return_saved else out
+
+
+def attention_backward(
+    d_out: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    log_sum_exp: np.ndarray,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    query_starts: np.ndarray | None = None,
+    key_starts: np.ndarray | None = None,
+    d_q: np.ndarray | None = None,
+    d_k: np.ndarray | None = None,
+    d_v: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(d_q, d_k, d_v) of attention, float32 with the shapes of q, k, v, from d_out and what forward saved.
+
+    The weights are computed again, tile by tile. Options must be those of the forward call. Raises as attention.
+    """
+    arrays = Arrays("attention_backward", "attention")
+    checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
+    axes, kv_axes = "batch heads queries head_dim", "batch kv_heads keys head_dim"
+    d_out = arrays.check("d_out", d_out, axes, contiguous=False)
+    out = arrays.check("out", out, axes, contiguous=False)
+    log_sum_exp = arrays.check("log_sum_exp", log_sum_exp, "batch heads queries")
+    gradients = []
+    for name, value, like, names in (
+        ("d_q", d_q, checked.q, axes), ("d_k", d_k, checked.k, kv_axes), ("d_v", d_v, checked.v, kv_axes)
+    ):  # fmt: skip
+        value = np.empty(like.shape, like.dtype) if value is None else value
+        gradients.append(arrays.check_output(name, value, names, contiguous=False))
+    if checked.q.size == 0 or checked.k.size == 0 or _leaves_gaps(checked):
+        for gradient in gradients:
+            gradient[...] = 0
+    if checked.q.size or checked.k.size:
+        delta = np.empty(log_sum_exp.shape, log_sum_exp.dtype)
+        kernels("attention").attention_backward(d_out, *checked[:3], out, log_sum_exp, *checked[3:], delta, *gradients)
+    return gradients[0], gradients[1], gradients[2]
+
+
+def attention_weights(
+    q: np.ndarray, k: np.ndarray, *, causal: bool = False, scale: float | None = None, window: int | None = None
+) -> np.ndarray:
+    """The weights themselves, float32 [batch, heads, queries, keys], rows summing to 1: to look at, not to compute with.
+
+    q: float32 [batch, heads, queries, head_dim]; k: float32 [batch, kv_heads, keys, head_dim]. They are got by letting
+    attention blend the rows of an identity matrix, in NumPy.
+    """
+    arrays = Arrays("attention_weights", "attention")
+    checked = _check(arrays, q, k, k, causal, scale, window, 0.0, 0, None, None)
+    batch, heads, queries, _ = checked.q.shape
+    keys = checked.k.shape[2]
+    identity = np.broadcast_to(np.eye(keys, dtype=checked.q.dtype), (batch, checked.k.shape[1], keys, keys))
+    weights = np.empty((batch, heads, queries, keys), checked.q.dtype)
+    log_sum_exp = np.empty((batch, heads, queries), checked.q.dtype)
+    kernel_module("attention", "reference").attention_forward(*checked._replace(v=identity), weights, log_sum_exp)
+    return weights
+
+
+def _check(
+    arrays: Arrays, q: Any, k: Any, v: Any, causal: bool, scale: Any, window: Any, dropout: Any, seed: Any,
+    query_starts: Any, key_starts: Any,
+) -> _Checked:  # fmt: skip
+    op = arrays.op
+    q = arrays.check("q", q, "batch heads queries head_dim", contiguous=False)
+    k = arrays.check("k", k, "batch kv_heads keys head_dim", contiguous=False)
+    v = arrays.check("v", v, "batch kv_heads keys head_dim", contiguous=False)
+    heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[3]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"{op}: kv_heads must divide heads; got {kv_heads} kv_heads for {heads} heads")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"{op}: head_dim must be 1..{MAX_HEAD_DIM}; got {head_dim}")
+    if scale is None:
+        scale = head_dim**-0.5
+    check_number(op, "scale", scale)
+    check_number(op, "dropout", dropout, at_least=0, below=1)
+    check_number(op, "seed", seed, at_least=0, below=2**64)
+    if window is not None:
+        check_number(op, "window", window, at_least=1)
+    spans = _spans(op, q.shape, k.shape, query_starts, key_starts)
+    return _Checked(
+        q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, float(dropout), int(seed)
+    )
+
+
+def _spans(op: str, q_shape: tuple, k_shape: tuple, query_starts: Any, key_starts: Any) -> np.ndarray:
+    """int64 [sequences, 5]: (batch index, query start, query stop, key start, key stop) of each sequence."""
+    batch, _, queries, _ = q_shape
+    keys = k_shape[2]
+    if query_starts is None:
+        if key_starts is not None:
+            raise ValueError(f"{op}: key_starts needs query_starts; got None")
+        whole = np.zeros((batch, 5), np.int64)
+        whole[:, 0], whole[:, 2], whole[:, 4] = np.arange(batch), queries, keys
+        return whole
+    if batch != 1:
+        raise ValueError(f"{op}: packed sequences (query_starts) need a batch of 1; got {batch}")
+    if key_starts is None:
+        key_starts = query_starts
+    query_starts = _check_starts(op, "query_starts", query_starts, queries)
+    key_starts = _check_starts(op, "key_starts", key_starts, keys)
+    if len(query_starts) != len(key_starts):
+        raise ValueError(
+            f"{op}: query_starts and key_starts must have one length; got {len(query_starts)} and {len(key_starts)}"
+        )
+    columns = [np.zeros(len(query_starts) - 1), query_starts[:-1], query_starts[1:], key_starts[:-1], key_starts[1:]]
+    return np.stack(columns, axis=1).astype(np.int64)
+
+
+def _check_starts(op: str, name: str, starts: Any, total: int) -> np.ndarray:
+    starts = np.asarray(starts)
+    if starts.dtype.kind not in "iu" or starts.ndim != 1 or len(starts) == 0:
+        raise TypeError(f"{op}: {name} must be integer [sequences + 1]; got {starts.dtype.name} {starts.shape}")
+    if starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any():
+        raise ValueError(f"{op}: {name} must rise from 0 to {total}; got {starts.tolist()}")
+    return starts.astype(np.int64)
+
+
+def _leaves_gaps(checked: _Checked) -> bool:
+    """True if some query has no key at all to look at, so that no kernel task may ever write its row."""
+    return bool((checked.spans[:, 4] == checked.spans[:, 3]).any())
