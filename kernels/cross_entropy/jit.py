@@ -76,11 +76,10 @@ def _row_exponentials(row, largest):
     """row = exp(row - largest); returns its sum."""
     total = 0.0
     for block in range(0, row.size, SUM_BLOCK):
-        partial = np.float32(0)
-        for i in range(block, min(block + SUM_BLOCK, row.size)):
-            exponential = exp_float32(row[i] - largest)
-            row[i] = exponential
-            partial += exponential
+        partial, columns = np.float32(0), row[block : block + SUM_BLOCK]
+        for i in range(columns.size):  # from 0: a start that might be negative keeps LLVM from making vectors
+            columns[i] = exp_float32(columns[i] - largest)
+            partial += columns[i]
         total += partial
     return total
 
@@ -90,9 +89,9 @@ def _row_total(row, largest):
     """The sum of exp(row - largest)."""
     total = 0.0
     for block in range(0, row.size, SUM_BLOCK):
-        partial = np.float32(0)
-        for i in range(block, min(block + SUM_BLOCK, row.size)):
-            partial += exp_float32(row[i] - largest)
+        partial, columns = np.float32(0), row[block : block + SUM_BLOCK]
+        for i in range(columns.size):
+            partial += exp_float32(columns[i] - largest)
         total += partial
     return total
 
