@@ -1,0 +1,37 @@
+import numpy as np
+
+def feedforward_forward(
+    x: np.ndarray,
+    w_gate: np.ndarray | None,
+    b_gate: np.ndarray | None,
+    w_up: np.ndarray,
+    b_up: np.ndarray | None,
+    w_down: np.ndarray,
+    b_down: np.ndarray | None,
+    residual: np.ndarray | None,
+    activation: int,
+    gate_pre: np.ndarray | None,
+    up: np.ndarray | None,
+    hidden: np.ndarray,
+    out: np.ndarray,
+) -> None: ...
+def feedforward_backward(
+    d_out: np.ndarray,
+    x: np.ndarray,
+    w_gate: np.ndarray | None,
+    w_up: np.ndarray,
+    w_down: np.ndarray,
+    activation: int,
+    gate_pre: np.ndarray | None,
+    up: np.ndarray,
+    hidden: np.ndarray,
+    d_gate_pre: np.ndarray | None,
+    d_up: np.ndarray,
+    d_x: np.ndarray,
+    d_w_gate: np.ndarray | None,
+    d_b_gate: np.ndarray | None,
+    d_w_up: np.ndarray | None,
+    d_b_up: np.ndarray | None,
+    d_w_down: np.ndarray | None,
+    d_b_down: np.ndarray | None,
+) -> None: ...
