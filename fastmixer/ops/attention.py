@@ -47,6 +47,7 @@ def attention(
     seed: int = 0,
     query_starts: np.ndarray | None = None,
     key_starts: np.ndarray | None = None,
+    key_counts: np.ndarray | None = None,
     out: np.ndarray | None = None,
     return_saved: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -58,13 +59,16 @@ def attention(
     window: only the last `window` keys up to its position (implies causal). scale: 1 / sqrt(head_dim) if None.
     dropout: part of the weights dropped, by `seed` and place, so that attention_backward drops the same ones.
     query_starts, key_starts: int64 [sequences + 1]: many sequences packed one after another in a batch of 1, each of
-    which sees itself only (key_starts = query_starts if None). A query that sees no key gets zeros.
+    which sees itself only (key_starts = query_starts if None). key_counts: int64 [batch]: only so many of each batch
+    element's keys are there (a cache that is not full). A query that sees no key gets zeros.
     With return_saved also gives log_sum_exp: float32 [batch, heads, queries], which attention_backward wants.
     Raises TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); online softmax, Milakov and
     Gimelshein 2018 (arXiv 1805.02867); tiles, Dao et al. 2022 (arXiv 2205.14135).
     """
     arrays = Arrays("attention")
     checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
+    if key_counts is not None:
+        _limit_keys(checked, key_counts, packed=query_starts is not None)
     axes = "batch heads queries head_dim"
     if out is None:
         out = np.empty(checked.q.shape, checked.q.dtype)
@@ -188,6 +192,18 @@ def _spans(op: str, q_shape: tuple, k_shape: tuple, query_starts: Any, key_start
         )
     columns = [np.zeros(len(query_starts) - 1), query_starts[:-1], query_starts[1:], key_starts[:-1], key_starts[1:]]
     return np.stack(columns, axis=1).astype(np.int64)
+
+
+def _limit_keys(checked: _Checked, key_counts: Any, packed: bool) -> None:
+    """Each batch element's span ends after its own number of keys."""
+    counts, batch, keys = np.asarray(key_counts), checked.q.shape[0], checked.k.shape[2]
+    if packed:
+        raise ValueError("attention: key_counts is for batches, key_starts for packed sequences; got both")
+    if counts.dtype.kind not in "iu" or counts.shape != (batch,):
+        raise TypeError(f"attention: key_counts must be integer [batch={batch}]; got {counts.dtype.name} {counts.shape}")
+    if ((counts < 0) | (counts > keys)).any():
+        raise ValueError(f"attention: key_counts must be 0..{keys}; got {counts.tolist()}")
+    checked.spans[:, 4] = counts
 
 
 def _check_starts(op: str, name: str, starts: Any, total: int) -> np.ndarray:

@@ -1,0 +1,212 @@
+"""One pre-norm layer: attention mixes tokens, feedforward mixes features, each added to the residual stream.
+
+backward is forward read from the bottom up. Knows nothing of embeddings, heads, losses or batches of text.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastmixer.model.cache import LayerCache
+from fastmixer.model.config import ModelConfig
+from fastmixer.model.parameters import Parameters
+from fastmixer.model.workspace import LayerActivations, Workspace, join_heads, split_heads
+from fastmixer.ops.attention import attention, attention_backward
+from fastmixer.ops.dropout import dropout, fold_seed
+from fastmixer.ops.feedforward import feedforward, feedforward_backward
+from fastmixer.ops.matmul import linear, linear_backward
+from fastmixer.ops.norm import layernorm, layernorm_backward, rmsnorm, rmsnorm_backward
+from fastmixer.ops.positions import rotate
+
+# Places of a layer where random numbers are drawn; each has a seed of its own.
+ATTENTION_WEIGHTS, ATTENTION_BRANCH, FEEDFORWARD_BRANCH = range(3)
+DROPOUT_PLACES = 3
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm or RMSNorm with its parameters (float32 [dim]) and where their gradients go."""
+
+    kind: str
+    epsilon: float
+    weight: np.ndarray
+    bias: np.ndarray | None
+    d_weight: np.ndarray
+    d_bias: np.ndarray | None
+
+    @classmethod
+    def of(cls, config: ModelConfig, parameters: Parameters, name: str) -> "Norm":
+        """The norm of this name."""
+        return cls(
+            config.norm, config.norm_epsilon, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"),
+            parameters.gradient(f"{name}.weight"), parameters.get_gradient(f"{name}.bias"),
+        )  # fmt: skip
+
+    def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+        """(out, saved) of x: [tokens, dim]."""
+        if self.kind == "rmsnorm":
+            return rmsnorm(x, self.weight, epsilon=self.epsilon, out=out, return_saved=True)
+        return layernorm(x, self.weight, self.bias, epsilon=self.epsilon, out=out, return_saved=True)
+
+    def backward(
+        self, d_out: np.ndarray, x: np.ndarray, saved: Any, d_residual: np.ndarray | None, d_x: np.ndarray
+    ) -> np.ndarray:
+        """d_x = d_residual + the gradient through the norm."""
+        if self.kind == "rmsnorm":
+            return rmsnorm_backward(d_out, x, self.weight, saved, self.d_weight, d_residual=d_residual, d_x=d_x)
+        return layernorm_backward(
+            d_out, x, self.weight, saved, self.d_weight, self.d_bias, d_residual=d_residual, d_x=d_x
+        )
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """cos, sin: [context, head_dim / 2], or both None where positions do not rotate."""
+
+    cos: np.ndarray | None
+    sin: np.ndarray | None
+
+    def turn(self, x: np.ndarray, positions: np.ndarray | None = None, *, inverse: bool = False) -> None:
+        """Rotate x: [batch, heads, time, head_dim] in place; positions: [batch, time], 0..time-1 if None."""
+        if self.cos is not None and self.sin is not None:
+            rotate(x, self.cos, self.sin, positions, inverse=inverse, out=x)
+
+
+class Layer:
+    """One layer of a model: its parameters, forward, backward, and forward with a cache."""
+
+    def __init__(self, config: ModelConfig, parameters: Parameters, index: int, rotary: Rotary):
+        prefix = f"layers.{index}"
+        self.config, self.index, self.rotary = config, index, rotary
+        self.attention_norm = Norm.of(config, parameters, f"{prefix}.attention_norm")
+        self.feedforward_norm = Norm.of(config, parameters, f"{prefix}.feedforward_norm")
+        self.weights = {
+            part: parameters.get(f"{prefix}.{part}")
+            for name in ("attention.qkv", "attention.output", "feedforward.gate", "feedforward.up", "feedforward.down")
+            for part in (f"{name}.weight", f"{name}.bias")
+        }
+        self.gradients = {part: parameters.get_gradient(f"{prefix}.{part}") for part in self.weights}
+
+    # ---- training ----
+
+    def forward(self, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None) -> np.ndarray:
+        """x: [tokens, dim] -> saved.out: [tokens, dim]. seed: of this step's dropout, None to drop nothing."""
+        config, weights = self.config, self.weights
+        rate = 0.0 if seed is None else config.dropout
+
+        _, saved.attention_norm_saved = self.attention_norm.forward(x, saved.attention_normed)
+        linear(saved.attention_normed, weights["attention.qkv.weight"], weights["attention.qkv.bias"], out=saved.qkv)
+        q, k, v = split_heads(saved.qkv, config, space.batch, space.time)
+        self.rotary.turn(q)
+        self.rotary.turn(k)
+        attended = join_heads(saved.attended, config, space.batch, space.time)
+        _, saved.log_sum_exp = attention(
+            q, k, v, causal=True, window=config.window, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS),
+            out=attended, return_saved=True,
+        )  # fmt: skip
+        self._add_branch(
+            x, saved.middle, rate, self._seed(seed, ATTENTION_BRANCH), self._attention_output, saved.attended
+        )
+
+        _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.middle, saved.feedforward_normed)
+        self._add_branch(
+            saved.middle, saved.out, rate, self._seed(seed, FEEDFORWARD_BRANCH), self._feedforward,
+            saved.feedforward_normed, saved.feedforward_saved,
+        )  # fmt: skip
+        return saved.out
+
+    def backward(
+        self, d_out: np.ndarray, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None
+    ) -> np.ndarray:
+        """d_out: [tokens, dim] of this layer's out -> d_x in the same memory; parameters' gradients are added."""
+        config, weights, gradients = self.config, self.weights, self.gradients
+        rate = 0.0 if seed is None else config.dropout
+
+        d_branch = self._through_dropout(d_out, space, rate, self._seed(seed, FEEDFORWARD_BRANCH))
+        d_normed = feedforward_backward(
+            d_branch, saved.feedforward_normed, weights["feedforward.up.weight"], weights["feedforward.down.weight"],
+            saved.feedforward_saved, config.activation, w_gate=weights["feedforward.gate.weight"],
+            d_w_up=gradients["feedforward.up.weight"], d_b_up=gradients["feedforward.up.bias"],
+            d_w_down=gradients["feedforward.down.weight"], d_b_down=gradients["feedforward.down.bias"],
+            d_w_gate=gradients["feedforward.gate.weight"], d_b_gate=gradients["feedforward.gate.bias"],
+            d_x=space.d_branch, scratch=space.d_feedforward,
+        )  # fmt: skip
+        d_middle = self.feedforward_norm.backward(
+            d_normed, saved.middle, saved.feedforward_norm_saved, d_out, space.d_middle
+        )
+
+        d_branch = self._through_dropout(d_middle, space, rate, self._seed(seed, ATTENTION_BRANCH))
+        d_attended = linear_backward(
+            d_branch, saved.attended, weights["attention.output.weight"], gradients["attention.output.weight"],
+            gradients["attention.output.bias"], d_x=space.d_branch,
+        )  # fmt: skip
+        q, k, v = split_heads(saved.qkv, config, space.batch, space.time)
+        d_q, d_k, d_v = split_heads(space.d_qkv, config, space.batch, space.time)
+        attention_backward(
+            join_heads(d_attended, config, space.batch, space.time), q, k, v,
+            join_heads(saved.attended, config, space.batch, space.time), saved.log_sum_exp, causal=True,
+            window=config.window, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS), d_q=d_q, d_k=d_k, d_v=d_v,
+        )  # fmt: skip
+        self.rotary.turn(d_k, inverse=True)
+        self.rotary.turn(d_q, inverse=True)
+        d_normed = linear_backward(
+            space.d_qkv, saved.attention_normed, weights["attention.qkv.weight"], gradients["attention.qkv.weight"],
+            gradients["attention.qkv.bias"], d_x=space.d_branch,
+        )  # fmt: skip
+        return self.attention_norm.backward(d_normed, x, saved.attention_norm_saved, d_middle, d_out)
+
+    # ---- inference ----
+
+    def forward_cached(self, x: np.ndarray, cache: LayerCache, positions: np.ndarray) -> np.ndarray:
+        """x: [batch * time, dim] at positions: int64 [batch, time], after what the cache holds; [batch * time, dim]."""
+        config, weights = self.config, self.weights
+        batch, time = positions.shape
+        normed, _ = self.attention_norm.forward(x)
+        qkv = linear(normed, weights["attention.qkv.weight"], weights["attention.qkv.bias"])
+        q, k, v = split_heads(qkv, config, batch, time)
+        self.rotary.turn(q, positions)
+        self.rotary.turn(k, positions)
+        keys, values, counts = cache.append(k, v)
+        attended = np.empty_like(x)
+        attention(
+            q, keys, values, causal=True, window=config.window, key_counts=counts,
+            out=join_heads(attended, config, batch, time),
+        )  # fmt: skip
+        middle = self._attention_output(attended, residual=x)
+        normed, _ = self.feedforward_norm.forward(middle)
+        return self._feedforward(normed, None, residual=middle)
+
+    # ---- parts ----
+
+    def _attention_output(
+        self, attended: np.ndarray, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        weights = self.weights
+        return linear(
+            attended, weights["attention.output.weight"], weights["attention.output.bias"], residual=residual, out=out
+        )
+
+    def _feedforward(
+        self, normed: np.ndarray, saved: Any, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        weights = self.weights
+        return feedforward(
+            normed, weights["feedforward.up.weight"], weights["feedforward.up.bias"], weights["feedforward.down.weight"],
+            weights["feedforward.down.bias"], self.config.activation, w_gate=weights["feedforward.gate.weight"],
+            b_gate=weights["feedforward.gate.bias"], residual=residual, out=out, saved=saved,
+        )  # fmt: skip
+
+    def _add_branch(self, x: np.ndarray, out: np.ndarray, rate: float, seed: int, branch: Any, *inputs: Any) -> None:
+        """out = x + dropout(branch(*inputs)); without dropout x is added while the product's tile is in cache."""
+        if rate > 0:
+            branch(*inputs, out=out)
+            dropout(out, rate, seed, residual=x, out=out)
+        else:
+            branch(*inputs, residual=x, out=out)
+
+    def _through_dropout(self, d_out: np.ndarray, space: Workspace, rate: float, seed: int) -> np.ndarray:
+        return dropout(d_out, rate, seed, out=space.d_dropped) if rate > 0 else d_out
+
+    def _seed(self, seed: int | None, place: int) -> int:
+        return 0 if seed is None else fold_seed(seed, 1 + self.index * DROPOUT_PLACES + place)

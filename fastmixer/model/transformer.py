@@ -1,0 +1,298 @@
+"""The one config-driven transformer: ids -> rows + positions -> layers -> norm -> head -> logits or loss -> gradients.
+
+Forward and backward are written by hand over fastmixer.ops. Knows nothing of optimizers, files of text or prompts'
+wording; generation is in generate.py, folders in fastmixer.weights.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmixer.model import generate
+from fastmixer.model.block import Layer, Norm, Rotary
+from fastmixer.model.cache import KVCache
+from fastmixer.model.config import ModelConfig, parameter_shapes
+from fastmixer.model.parameters import Parameters
+from fastmixer.model.workspace import Workspace, split_heads
+from fastmixer.ops.attention import attention_weights
+from fastmixer.ops.checks import Arrays
+from fastmixer.ops.cross_entropy import head_loss
+from fastmixer.ops.dropout import dropout, fold_seed
+from fastmixer.ops.embedding import embedding, embedding_backward, nearest
+from fastmixer.ops.matmul import linear
+from fastmixer.ops.positions import add_positions, rotary_tables, sinusoidal_table
+from fastmixer.weights.folder import load_folder, save_folder
+
+if TYPE_CHECKING:
+    from fastmixer.text import Tokenizer
+
+INITIAL_DEVIATION = 0.02  # GPT-2's; projections into the residual stream are scaled by 1 / sqrt(2 layers)
+IGNORE_INDEX = -100
+EMBEDDING_DROPOUT = 0  # the number of the embedding's dropout among a step's seeds; layers count from 1
+
+
+class Transformer:
+    """A transformer with random weights (seed), or those that load() put in.
+
+    parameters: all weights and gradients in two flat buffers with named views; tokenizer: what text goes through in
+    generate, stream and nearest_tokens (None: ids only). dtype "float64" runs on the NumPy reference, for gradient checks.
+    Architecture: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), by configuration.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, seed: int = 0, tokenizer: "Tokenizer | None" = None, dtype: str = "float32"
+    ):
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab:
+            raise ValueError(
+                f"Transformer: the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab is {config.vocab}"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.dtype = np.dtype(dtype)
+        self.parameters = Parameters(parameter_shapes(config), self.dtype)
+        self._initialize(seed)
+
+        rotary = Rotary(None, None)
+        if config.positions == "rotary":
+            rotary = Rotary(
+                *(t.astype(self.dtype) for t in rotary_tables(config.context, config.head_dim, config.rotary_base))
+            )
+        self._position_table = self.parameters.get("positions.weight")
+        if config.positions == "sinusoidal":
+            self._position_table = sinusoidal_table(config.context, config.dim).astype(self.dtype)
+        self._layers = [Layer(config, self.parameters, index, rotary) for index in range(config.layers)]
+        self._final_norm = Norm.of(config, self.parameters, "final_norm")
+        self._head_name = "embedding.weight" if config.tied_head else "head.weight"
+        self._workspace: Workspace | None = None
+
+    # ---- training ----
+
+    def forward_backward(
+        self, ids: np.ndarray, targets: np.ndarray, *, loss_scale: float = 1.0, dropout_seed: int | None = None
+    ) -> float:
+        """The mean loss in nats of predicting targets from ids, both integer [batch, time]; gradients of loss_scale *
+        loss are added to parameters.gradients_data. Targets of -100 count for nothing.
+
+        dropout_seed: this step's seed for dropout, an int in [0, 2^64) (None: the model's dropout is off). Raises
+        IndexError for an id out of range (value and position), ValueError for a shape or a time beyond the context.
+        """
+        ids, targets = self._check_ids("forward_backward", ids, targets)
+        space = self._space(ids)
+        seed = dropout_seed if self.config.dropout > 0 else None
+
+        self._forward(ids, space, seed)
+        head, d_head = self.parameters[self._head_name], self.parameters.gradient(self._head_name)
+        d_normed = space.d_branch
+        loss = head_loss(
+            space.final_normed, head, targets.reshape(-1), ignore_index=IGNORE_INDEX, loss_scale=loss_scale,
+            d_x=d_normed, d_weight=d_head,
+        )  # fmt: skip
+
+        d_x = self._final_norm.backward(d_normed, self._last_stream(space), space.final_norm_saved, None, space.d_stream)
+        for layer in reversed(self._layers):
+            d_x = layer.backward(d_x, self._stream_before(space, layer.index), space.layers[layer.index], space, seed)
+        self._embed_backward(ids, d_x, seed)
+        return loss
+
+    def loss(self, ids: np.ndarray, targets: np.ndarray) -> float:
+        """The mean loss in nats, as forward_backward without dropout and gradients."""
+        ids, targets = self._check_ids("loss", ids, targets)
+        space = self._space(ids)
+        self._forward(ids, space, None)
+        return head_loss(
+            space.final_normed, self.parameters[self._head_name], targets.reshape(-1), ignore_index=IGNORE_INDEX
+        )
+
+    def _forward(self, ids: np.ndarray, space: Workspace, seed: int | None) -> None:
+        """Everything up to the head's input, space.final_normed."""
+        positions = np.tile(np.arange(space.time), space.batch)
+        x = self._embed(ids.reshape(-1), positions, space.embedded)
+        if seed is not None:
+            dropout(x, self.config.dropout, fold_seed(seed, EMBEDDING_DROPOUT), out=x)
+        for layer, saved in zip(self._layers, space.layers, strict=True):
+            x = layer.forward(x, saved, space, seed)
+        _, space.final_norm_saved = self._final_norm.forward(x, space.final_normed)
+
+    def _embed(self, ids: np.ndarray, positions: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Rows of ids: [tokens], with rows of positions: [tokens] added where positions are rows."""
+        x = embedding(self.parameters["embedding.weight"], ids, out=out)
+        if self._position_table is not None:
+            add_positions(x, self._position_table, positions)
+        return x
+
+    def _embed_backward(self, ids: np.ndarray, d_x: np.ndarray, seed: int | None) -> None:
+        if seed is not None:
+            dropout(d_x, self.config.dropout, fold_seed(seed, EMBEDDING_DROPOUT), out=d_x)
+        if self.config.positions == "learned":
+            batch, time = ids.shape
+            self.parameters.gradient("positions.weight")[:time] += d_x.reshape(batch, time, -1).sum(axis=0)
+        # With a tied head the rows join the head's gradient, which is this same array.
+        embedding_backward(d_x, ids.reshape(-1), self.config.vocab).add_to(self.parameters.gradient("embedding.weight"))
+
+    # ---- inference ----
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [batch, time, vocab]: how strongly each piece is expected after each of ids: integer [batch, time]."""
+        hidden = self.hidden(ids)
+        return linear(hidden, self.parameters[self._head_name], transpose_weight=True)
+
+    def hidden(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [batch, time, dim]: what the head reads, after the last norm."""
+        ids, _ = self._check_ids("hidden", ids, None)
+        space = self._space(ids)
+        self._forward(ids, space, None)
+        return space.final_normed.reshape(*ids.shape, self.config.dim).copy()
+
+    def new_cache(self, batch: int, context: int | None = None) -> KVCache:
+        """An empty cache for `batch` sequences of at most `context` tokens (the model's if None)."""
+        return KVCache(self.config, batch, context or self.config.context, self.dtype)
+
+    def logits_cached(self, ids: np.ndarray, cache: KVCache) -> np.ndarray:
+        """float32 [batch, vocab] after the last of ids: integer [batch, time], which follow what the cache holds and are
+        added to it. ValueError if a sequence would outgrow the cache."""
+        arrays = Arrays("logits_cached", "embedding", batch=len(cache.lengths))
+        ids = arrays.check_ids("ids", ids, "batch time", self.config.vocab)
+        batch, time = ids.shape
+        longest = int(cache.lengths.max(initial=0)) + time
+        if longest > min(cache.context, self.config.context):
+            raise ValueError(f"logits_cached: {longest} tokens do not fit a context of {cache.context}")
+        positions = cache.positions(time)
+        x = self._embed(ids.reshape(-1), positions.reshape(-1), np.empty((ids.size, self.config.dim), self.dtype))
+        for layer in self._layers:
+            x = layer.forward_cached(x, cache.layer(layer.index), positions)
+        cache.advance(time)
+        last = np.ascontiguousarray(x.reshape(batch, time, -1)[:, -1])
+        return linear(self._final_norm.forward(last)[0], self.parameters[self._head_name], transpose_weight=True)
+
+    def generate(self, prompt: str | list[str], **options: Any) -> Any:
+        """Text that goes on from a prompt, or a list of texts from a list: see fastmixer.model.generate.Options.
+
+        max_new_tokens=64, temperature=0.8 (0: always the likeliest), top_k=0, top_p=1.0, min_p=0.0,
+        repetition_penalty=1.0, seed=None, stop=None (a string or several), ignore_eos=False. With return_details=True
+        gives Generation objects: text, tokens, finish_reason, prefill and decode tokens a second.
+        """
+        return generate.generate(self, prompt, **options)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """The same text piece by piece, as soon as each is certain. Options as generate's."""
+        return generate.stream(self, prompt, **options)
+
+    # ---- looking inside ----
+
+    def nearest_tokens(self, text: str, k: int = 5) -> list[tuple[str, float]]:
+        """The k pieces whose embedding rows are most alike to that of text (one piece), with cosine similarities."""
+        tokenizer = generate.require_tokenizer(self, "nearest_tokens")
+        ids = tokenizer.encode(text)
+        if len(ids) != 1:
+            pieces = tokenizer.pieces(text)
+            raise ValueError(f"nearest_tokens: text must be one piece; {text!r} is {len(pieces)}: {pieces}")
+        table = self.parameters["embedding.weight"][: tokenizer.vocab_size]
+        if not 1 <= k < len(table):
+            raise ValueError(f"nearest_tokens: k must be 1..{len(table) - 1}; got {k}")
+        found, similarities = nearest(table, table[ids[0]], k + 1)
+        pairs = [(i, s) for i, s in zip(found, similarities, strict=True) if i != ids[0]][:k]
+        return [(tokenizer.id_to_token(int(i)), float(s)) for i, s in pairs]
+
+    def attention_weights(self, ids: np.ndarray, layer: int, head: int) -> np.ndarray:
+        """float32 [time, time]: how much each of ids: integer [time] looks at each earlier one, in one head."""
+        ids, _ = self._check_ids("attention_weights", np.asarray(ids)[None], None)
+        for name, value, limit in (("layer", layer, self.config.layers), ("head", head, self.config.heads)):
+            if not 0 <= value < limit:
+                raise ValueError(f"attention_weights: {name} must be 0..{limit - 1}; got {value}")
+        space = self._space(ids)
+        self._forward(ids, space, None)
+        q, k, _ = split_heads(space.layers[layer].qkv, self.config, 1, space.time)
+        return attention_weights(q, k, causal=True, window=self.config.window)[0, head]
+
+    def first_nonfinite(self, ids: np.ndarray, targets: np.ndarray) -> str | None:
+        """The first place, in the order of the data's flow, that is NaN or infinite: a parameter, a layer's output, the
+        final norm, the loss or a gradient; None if all is finite. Changes no parameter and no gradient."""
+        for name in self.parameters:
+            if not np.isfinite(self.parameters[name]).all():
+                return f"parameter {name}"
+        ids, targets = self._check_ids("first_nonfinite", ids, targets)
+        space = self._space(ids)
+        with np.errstate(all="ignore"):
+            self._forward(ids, space, None)
+            stages = [("embedding", space.embedded)]
+            stages += [(f"layers.{index}", saved.out) for index, saved in enumerate(space.layers)]
+            for name, value in [*stages, ("final_norm", space.final_normed)]:
+                if not np.isfinite(value).all():
+                    return name
+            loss = head_loss(
+                space.final_normed, self.parameters[self._head_name], targets.reshape(-1), ignore_index=IGNORE_INDEX
+            )
+        if not np.isfinite(loss):
+            return "loss"
+        for name in self.parameters:
+            if not np.isfinite(self.parameters.gradient(name)).all():
+                return f"gradient of {name}"
+        return None
+
+    # ---- folders ----
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and tokenizer.json into folder, all or nothing."""
+        save_folder(
+            folder, self.config.to_dict(), {name: self.parameters[name] for name in self.parameters}, self.tokenizer
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Transformer":
+        """The model of a folder that save() or a training run wrote. Errors name file, field and value."""
+        values, tensors, tokenizer = load_folder(folder)
+        config = ModelConfig.from_dict(values)
+        model = cls(config, tokenizer=tokenizer)
+        model.set_weights(tensors, source=str(folder))
+        return model
+
+    def set_weights(self, tensors: dict[str, np.ndarray], source: str = "weights") -> None:
+        """Copy tensors, by name, into the parameters; every name and shape must match. Raises ValueError."""
+        missing, unknown = sorted(set(self.parameters) - set(tensors)), sorted(set(tensors) - set(self.parameters))
+        if missing or unknown:
+            problem = f"tensor {missing[0]!r} is missing" if missing else f"tensor {unknown[0]!r} is unknown"
+            raise ValueError(f"{source}: {problem}")
+        for name in self.parameters:
+            if tensors[name].shape != self.parameters[name].shape:
+                raise ValueError(
+                    f"{source}: tensor {name!r} must be {self.parameters[name].shape}; got {tensors[name].shape}"
+                )
+        for name in self.parameters:
+            self.parameters[name][...] = tensors[name]
+
+    # ---- parts ----
+
+    def _initialize(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for name in self.parameters:
+            view = self.parameters[name]
+            if view.ndim >= 2:
+                deviation = INITIAL_DEVIATION
+                if name.endswith(("attention.output.weight", "feedforward.down.weight")):
+                    deviation /= np.sqrt(2 * self.config.layers)
+                view[...] = rng.standard_normal(view.shape, dtype=np.float32) * np.float32(deviation)
+            elif name.endswith("weight"):
+                view[...] = 1
+
+    def _check_ids(self, op: str, ids: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+        arrays = Arrays(op, "embedding")
+        ids = arrays.check_ids("ids", ids, "batch time", self.config.vocab)
+        if ids.shape[1] > self.config.context:
+            raise ValueError(f"{op}: {ids.shape[1]} tokens are more than the model's context of {self.config.context}")
+        if ids.size == 0:
+            raise ValueError(f"{op}: ids must hold at least one token; got {ids.shape}")
+        if targets is not None:
+            targets = arrays.check_ids("targets", targets, "batch time", self.config.vocab, IGNORE_INDEX)
+        return ids, targets
+
+    def _space(self, ids: np.ndarray) -> Workspace:
+        if self._workspace is None or not self._workspace.fits(*ids.shape):
+            self._workspace = Workspace(self.config, *ids.shape, self.dtype)
+        return self._workspace
+
+    def _stream_before(self, space: Workspace, layer: int) -> np.ndarray:
+        return space.embedded if layer == 0 else space.layers[layer - 1].out
+
+    def _last_stream(self, space: Workspace) -> np.ndarray:
+        return space.layers[-1].out

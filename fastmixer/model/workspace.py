@@ -1,0 +1,110 @@
+"""The arrays of one training step, kept from step to step while batch and time stay the same.
+
+Activations live from forward to backward, one set a layer; gradients of activations are shared by all layers. Knows
+shapes only.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fastmixer.model.config import ModelConfig
+from fastmixer.ops.feedforward import FeedForwardSaved
+
+
+@dataclass
+class LayerActivations:
+    """What one layer's forward leaves for its backward; tokens = batch * time."""
+
+    attention_normed: np.ndarray  # [tokens, dim]
+    attention_norm_saved: object  # what the norm saved
+    qkv: np.ndarray  # [tokens, qkv_width], q and k already rotated
+    attended: np.ndarray  # [tokens, dim]
+    log_sum_exp: np.ndarray | None  # [batch, heads, time]
+    middle: np.ndarray  # [tokens, dim]: the residual stream between the branches
+    feedforward_normed: np.ndarray  # [tokens, dim]
+    feedforward_norm_saved: object
+    feedforward_saved: FeedForwardSaved
+    out: np.ndarray  # [tokens, dim]: the residual stream after the layer
+
+
+class Workspace:
+    """Arrays for one shape of batch. dtype is float32, or float64 where gradients are checked."""
+
+    def __init__(self, config: ModelConfig, batch: int, time: int, dtype: np.dtype):
+        self.config, self.batch, self.time, self.dtype = config, batch, time, dtype
+        self.tokens = batch * time
+        self.embedded = self._new(config.dim)
+        self.layers = [
+            LayerActivations(
+                attention_normed=self._new(config.dim),
+                attention_norm_saved=None,
+                qkv=self._new(config.qkv_width),
+                attended=self._new(config.dim),
+                log_sum_exp=None,
+                middle=self._new(config.dim),
+                feedforward_normed=self._new(config.dim),
+                feedforward_norm_saved=None,
+                feedforward_saved=self._new_feedforward(),
+                out=self._new(config.dim),
+            )
+            for _ in range(config.layers)
+        ]
+        self.final_normed = self._new(config.dim)
+        self.final_norm_saved: object = None
+
+    def fits(self, batch: int, time: int) -> bool:
+        """Whether these arrays are of this shape."""
+        return (self.batch, self.time) == (batch, time)
+
+    # Gradients of activations: made when backward first runs, one set for all layers.
+
+    @cached_property
+    def d_stream(self) -> np.ndarray:
+        """[tokens, dim]: the gradient of the residual stream."""
+        return self._new(self.config.dim)
+
+    @cached_property
+    def d_middle(self) -> np.ndarray:
+        """[tokens, dim]: the gradient of the residual stream between the branches."""
+        return self._new(self.config.dim)
+
+    @cached_property
+    def d_branch(self) -> np.ndarray:
+        """[tokens, dim]: the gradient inside a branch."""
+        return self._new(self.config.dim)
+
+    @cached_property
+    def d_dropped(self) -> np.ndarray:
+        """[tokens, dim]: the gradient behind dropout."""
+        return self._new(self.config.dim)
+
+    @cached_property
+    def d_qkv(self) -> np.ndarray:
+        """[tokens, qkv_width]."""
+        return self._new(self.config.qkv_width)
+
+    @cached_property
+    def d_feedforward(self) -> FeedForwardSaved:
+        """The gradients inside a feedforward."""
+        return self._new_feedforward()
+
+    def _new(self, width: int) -> np.ndarray:
+        return np.empty((self.tokens, width), self.dtype)
+
+    def _new_feedforward(self) -> FeedForwardSaved:
+        hidden = self.config.hidden
+        return FeedForwardSaved(self._new(hidden), self._new(hidden), self._new(hidden) if self.config.gated else None)
+
+
+def split_heads(qkv: np.ndarray, config: ModelConfig, batch: int, time: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views q [batch, heads, time, head_dim] and k, v [batch, kv_heads, time, head_dim] of qkv [tokens, qkv_width]."""
+    rows = qkv.reshape(batch, time, config.heads + 2 * config.kv_heads, config.head_dim).transpose(0, 2, 1, 3)
+    q_end, k_end = config.heads, config.heads + config.kv_heads
+    return rows[:, :q_end], rows[:, q_end:k_end], rows[:, k_end:]
+
+
+def join_heads(attended: np.ndarray, config: ModelConfig, batch: int, time: int) -> np.ndarray:
+    """The view [batch, heads, time, head_dim] of attended [tokens, dim] that attention writes into."""
+    return attended.reshape(batch, time, config.heads, config.head_dim).transpose(0, 2, 1, 3)

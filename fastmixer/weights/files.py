@@ -1,0 +1,73 @@
+"""Writing folders so that a crash, a kill or a full disk never leaves half of one where a whole one stood.
+
+Knows nothing of what the files hold.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".writing-"
+
+
+def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
+    """Make folder hold exactly what write(temporary folder) wrote: written beside, synced, then renamed into place.
+
+    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError as it came.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = folder.parent / f"{TEMPORARY_PREFIX}old-{folder.name}-{os.getpid()}"
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def remove_leftovers(parent: str | Path) -> None:
+    """Delete temporary folders that a killed process left in parent."""
+    for path in Path(parent).glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the operating system put a file or a folder's entries on the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """value as indented JSON."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. FileNotFoundError, or ValueError that names the file and the place."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")
+    return value

@@ -1,0 +1,69 @@
+"""A model folder: config.json, model.safetensors, tokenizer.json. Knows the files, not what the fields mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmixer.weights.files import read_json, replace_folder, write_json
+
+if TYPE_CHECKING:
+    from fastmixer.text import Tokenizer
+
+FORMAT = "fastmixer"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+def write_model(
+    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], tokenizer: "Tokenizer | None"
+) -> None:
+    """Write the files of a model into a folder that exists."""
+    write_json(folder / CONFIG, {"model_type": FORMAT, **config})
+    write_tensors(folder / WEIGHTS, tensors)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def save_folder(
+    folder: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], tokenizer: "Tokenizer | None"
+) -> None:
+    """Write a model folder, all or nothing: what stood there is replaced only once the new one is on the disk."""
+    replace_folder(folder, lambda temporary: write_model(temporary, config, tensors, tokenizer))
+
+
+def load_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], "Tokenizer | None"]:
+    """(config fields, tensors by name, tokenizer or None). FileNotFoundError or ValueError names file and field."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; a model folder holds {CONFIG} and {WEIGHTS}")
+    config = read_json(folder / CONFIG)
+    kind = config.pop("model_type", None)
+    if kind != FORMAT:
+        raise ValueError(f"{folder / CONFIG}: model_type must be {FORMAT!r}; got {kind!r}")
+    tensors = read_tensors(folder / WEIGHTS)
+    tokenizer = None
+    if (folder / TOKENIZER).exists():
+        from fastmixer.text import Tokenizer
+
+        tokenizer = Tokenizer.load(folder)
+    return config, tensors, tokenizer
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Arrays by name as one safetensors file."""
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name of a safetensors file. FileNotFoundError, or ValueError that names the file and the problem."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
