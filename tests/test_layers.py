@@ -10,7 +10,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
     "text": {"ops", "kernels"},
-    "data": {"text", "ops", "kernels"},
+    "data": {"weights", "text", "ops", "kernels"},
     "weights": {"ops", "kernels", "text"},
     "model": {"weights", "text", "data", "ops", "kernels"},
     "train": {"model", "weights", "text", "data", "ops", "kernels"},

@@ -103,7 +103,7 @@ class Tokenizer:
             raise ValueError(f"{path} is not JSON: {error}") from error
         try:
             inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001  the library raises plain Exception for a file it cannot use
+        except Exception as error:
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         return cls(inner)
 
