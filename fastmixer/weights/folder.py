@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fastmixer"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CHECKPOINTS = "checkpoints"  # where a training run's folder keeps its model folders
 
 
 def write_model(
@@ -32,10 +33,14 @@ def save_folder(
 
 
 def load_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], "Tokenizer | None"]:
-    """(config fields, tensors by name, tokenizer or None). FileNotFoundError or ValueError names file and field."""
+    """(config fields, tensors by name, tokenizer or None) of a model folder, or of a run's newest checkpoint.
+
+    FileNotFoundError or ValueError names file and field.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; a model folder holds {CONFIG} and {WEIGHTS}")
+    folder = newest_checkpoint(folder) or folder
     config = read_json(folder / CONFIG)
     kind = config.pop("model_type", None)
     if kind != FORMAT:
@@ -47,6 +52,11 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarra
 
         tokenizer = Tokenizer.load(folder)
     return config, tensors, tokenizer
+
+
+def newest_checkpoint(run: str | Path) -> Path | None:
+    """The newest complete checkpoint in a training run's folder, None if it holds none."""
+    return max((Path(run) / CHECKPOINTS).glob("step-*"), default=None)
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

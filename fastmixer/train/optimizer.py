@@ -1,0 +1,64 @@
+"""AdamW over the flat buffers: one norm, then one pass that clips, decays, updates and zeroes the gradients.
+
+Knows nothing of schedules or steps of a run.
+"""
+
+import math
+
+import numpy as np
+
+from fastmixer.model.parameters import Parameters
+from fastmixer.ops.checks import check_number
+from fastmixer.ops.optimizer import adamw_step, global_norm
+
+
+class AdamW:
+    """AdamW with decoupled decay (of matrices only) and clipping by the global norm of all gradients.
+
+    m, v: float32 [size], moments in flat buffers beside the parameters. Source: Loshchilov and Hutter 2019 (arXiv
+    1711.05101); clipping: Pascanu et al. 2013 (arXiv 1211.5063).
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        learning_rate: float = 3e-4,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.1,
+        clip_norm: float | None = 1.0,
+    ):
+        for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon), ("weight_decay", weight_decay)):
+            check_number("AdamW", name, value, at_least=0)
+        for index, beta in enumerate(betas):
+            check_number("AdamW", f"betas[{index}]", beta, at_least=0, below=1)
+        if clip_norm is not None:
+            check_number("AdamW", "clip_norm", clip_norm, above=0)
+        self.parameters = parameters
+        self.learning_rate, self.betas, self.epsilon = learning_rate, betas, epsilon
+        self.weight_decay, self.clip_norm = weight_decay, clip_norm
+        self.m, self.v = np.zeros_like(parameters.data), np.zeros_like(parameters.data)
+        self.step_count = 0
+        self._segments = parameters.decay_segments()
+
+    def step(self, learning_rate: float | None = None) -> float:
+        """Clip, update, zero the gradients; returns their global norm before clipping.
+
+        Raises FloatingPointError, with nothing changed, if that norm is NaN or infinite.
+        """
+        parameters, gradients = self.parameters, self.parameters.gradients_data
+        norm = global_norm(gradients)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"AdamW: the gradients' norm is {norm}; nothing was updated")
+        scale = min(1.0, self.clip_norm / norm) if self.clip_norm is not None and norm > 0 else 1.0
+        self.step_count += 1
+        for start, stop, decayed in self._segments:
+            adamw_step(
+                parameters.data[start:stop], self.m[start:stop], self.v[start:stop], gradients[start:stop],
+                learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+                beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
+                weight_decay=self.weight_decay if decayed else 0.0, step=self.step_count, gradient_scale=scale,
+                zero_gradient=True,
+            )  # fmt: skip
+        return norm
