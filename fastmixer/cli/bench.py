@@ -5,18 +5,18 @@ from pathlib import Path
 
 import click
 
+from fastmixer.cli import options
+
 
 @click.command("bench")
 @click.argument("op", nargs=-1)
-@click.option("--threads", type=int, help="Threads to use (default: what show-config says).")
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Interleaved rounds a workload."
 )
 @click.option("--every-level", is_flag=True, help="A column for each native instruction-set level.")
-@click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
-)
-def bench(op: tuple[str, ...], threads: int | None, rounds: int, every_level: bool, json_path: Path | None) -> None:
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here.")
+@options.threads
+def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path | None) -> None:
     """Time OP... (default: all) in NumPy, Numba and Cython, interleaved, over the measured peak.
 
     \b
@@ -28,10 +28,7 @@ def bench(op: tuple[str, ...], threads: int | None, rounds: int, every_level: bo
     from fastmixer.bench import runner, table
     from fastmixer.bench.workloads import workloads
     from fastmixer.config_report import config_report
-    from fastmixer.kernels import threads as pool
 
-    if threads is not None:
-        pool.set_threads(threads)
     selected = [workload for name in op for workload in workloads(name)] if op else workloads()
     names = runner.columns(every_level)
     report = config_report(measure=False)

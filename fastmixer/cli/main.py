@@ -1,0 +1,48 @@
+"""The group of all commands, each loaded only when called, and errors as one clear line.
+
+Knows nothing of what the commands do.
+"""
+
+from importlib import import_module
+
+import click
+
+from fastmixer import __version__
+
+COMMANDS = ("quickstart", "train", "generate", "tokenize", "bench", "show-config")
+
+# What a command may raise because of what it was given: shown as one line. Anything else is a defect, with its traceback.
+EXPECTED = (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError)
+
+
+class LazyGroup(click.Group):
+    """Finds commands by module name: `show-config` is fastmixer.cli.show_config.show_config."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = name.replace("-", "_")
+        return getattr(import_module(f"fastmixer.cli.{module}"), module)
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except EXPECTED as error:
+            if context.params.get("traceback"):
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fastmixer")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+def main(traceback: bool) -> None:
+    """Train and run transformers on a CPU.
+
+    \b
+    Begin with:
+      fastmixer quickstart
+    """

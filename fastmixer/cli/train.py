@@ -1,0 +1,121 @@
+"""`fastmixer train`: text files in, a run folder out. Knows only how to ask, to set up and to print."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from fastmixer.cli import options
+
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+@click.command("train")
+@click.argument("text", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The run's folder.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, as if never stopped.")
+@click.option("--preset", default="tiny", show_default=True, help="tiny, small, gpt2, gpt2-medium or llama-tiny.")
+@click.option("--context", type=int, help="Longest sequence of the model (default: the preset's).")
+@click.option("--dropout", type=float, default=0.0, show_default=True, help="Part of activations dropped in training.")
+@click.option(
+    "--tokenizer", default="bpe", show_default=True, help="bpe, words, characters, or the path of a tokenizer.json."
+)
+@click.option("--vocab-size", type=int, default=4096, show_default=True, help="Pieces of a new tokenizer.")
+@click.option("--field", default="text", show_default=True, help="The text's field in .jsonl files.")
+@click.option("--validation", type=float, default=0.1, show_default=True, help="Part of the text kept for validation.")
+@click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Sequences at once.")
+@click.option("--time", type=int, help="Tokens a sequence (default: the context).")
+@click.option("--accumulate", type=int, default=1, show_default=True, help="Batches a step.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="The peak.")
+@click.option("--min-learning-rate", type=float, default=1e-4, show_default=True, help="Where the schedule ends.")
+@click.option("--schedule", default="cosine", show_default=True, help="cosine, linear or constant.")
+@click.option("--warmup", type=int, default=50, show_default=True, help="Steps up to the peak.")
+@click.option("--weight-decay", type=float, default=0.1, show_default=True, help="Of matrices, decoupled.")
+@click.option("--clip-norm", type=float, default=1.0, show_default=True, help="Limit of the gradients' norm.")
+@click.option("--evaluate-every", type=int, default=100, show_default=True, help="Steps (0: at the end only).")
+@click.option("--evaluate-batches", type=int, default=20, show_default=True, help="Validation batches a time.")
+@click.option("--sample-every", type=int, default=0, show_default=True, help="Steps between samples (0: none).")
+@click.option("--sample-prompt", default="\n", help="What samples go on from.")
+@click.option("--patience", type=int, default=0, show_default=True, help="Stop after so many evaluations without gain.")
+@click.option("--save-every", type=int, default=200, show_default=True, help="Steps between checkpoints.")
+@click.option("--keep-last", type=int, default=2, show_default=True, help="Checkpoints kept.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, data order and dropout.")
+@click.option("--tensorboard", is_flag=True, help='Also log for TensorBoard (needs "fastmixer[tensorboard]").')
+@click.option("--progress/--no-progress", default=True, show_default=True, help="Show a progress bar.")
+@options.threads
+def train(text: tuple[Path, ...], out: Path, resume: bool, tensorboard: bool, progress: bool, **choices: object) -> None:
+    """Train a model on TEXT files (.txt, or .jsonl with one text a line). Ctrl-C finishes the step and saves.
+
+    \b
+    Examples:
+      fastmixer train book.txt --out runs/book --steps 500
+      fastmixer train a.txt b.txt --out runs/ab --preset small --vocab-size 8000 --dropout 0.1
+      fastmixer train --out runs/book --resume
+    """
+    from fastmixer.train import Trainer
+
+    trainer = (
+        Trainer.resume(out, tensorboard=tensorboard, progress=progress)
+        if resume
+        else _new_trainer(text, out, tensorboard, progress, dict(choices))
+    )
+    model = trainer.model
+    assert model.tokenizer is not None
+    click.echo(
+        f"{model.config.num_parameters:,} parameters, vocabulary {model.tokenizer.vocab_size:,}, "
+        f"{len(trainer.data.train):,} tokens to train on, {len(trainer.data.validation):,} to validate on"
+    )
+    result = trainer.fit()
+    if result.reason == "interrupted":
+        click.echo(
+            f"interrupted: step {result.step} is finished and saved; go on with: fastmixer train --out {out} --resume"
+        )
+        sys.exit(INTERRUPTED)
+    loss = result.validation_loss
+    ending = f"{result.reason} at step {result.step}"
+    if loss is not None:
+        import math
+
+        ending += f": validation loss {loss:.4f} nats a token, perplexity {math.exp(min(loss, 700)):.1f}"
+    click.echo(ending)
+    click.echo(f'saved in {out}; try: fastmixer generate {out} "Once"')
+
+
+def _new_trainer(text: tuple[Path, ...], out: Path, tensorboard: bool, progress: bool, choices: dict) -> object:
+    from fastmixer.data import write_dataset
+    from fastmixer.model import ModelConfig, Transformer
+    from fastmixer.text import KINDS, Tokenizer, train_tokenizer
+    from fastmixer.text.files import read_text
+    from fastmixer.train import Trainer, TrainSettings
+    from fastmixer.train.trainer import DATA
+    from fastmixer.weights.folder import CHECKPOINTS
+
+    if not text:
+        raise click.UsageError("give one or more TEXT files, or --resume")
+    if any((out / CHECKPOINTS).glob("step-*")):
+        raise click.UsageError(f"{out} already holds a run: add --resume to go on, or choose another --out")
+    take = choices.pop
+    preset, context, dropout = take("preset"), take("context"), take("dropout")
+    kind, vocab_size, field = take("tokenizer"), take("vocab_size"), take("field")
+    validation = take("validation")
+    # Everything that can be wrong is looked at before work begins.
+    config = ModelConfig.preset(preset, dropout=dropout, **({} if context is None else {"context": context}))
+    settings = TrainSettings(**{**choices, "time": config.context if choices["time"] is None else choices["time"]})
+    for path in text:
+        read_text(path)
+    if kind in KINDS:
+        from fastmixer.data.shards import read_jsonl
+
+        texts = [t for path in text for t in (read_jsonl(path, field) if path.suffix == ".jsonl" else [path])]
+        tokenizer = train_tokenizer(texts, kind, vocab_size)
+    else:
+        tokenizer = Tokenizer.load(kind)
+    data = write_dataset(
+        list(text), tokenizer, out / DATA, validation_fraction=validation, field=field, seed=settings.seed
+    )
+    config = ModelConfig.from_dict({**config.to_dict(), "vocab": tokenizer.vocab_size})
+    model = Transformer(config, seed=settings.seed, tokenizer=tokenizer)
+    from dataclasses import asdict
+
+    return Trainer(model, tokenizer, data, folder=out, tensorboard=tensorboard, progress=progress, **asdict(settings))
