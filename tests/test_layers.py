@@ -18,7 +18,19 @@ MAY_IMPORT = {
     "bench": {"train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},
     "chart": set(),
     "quickstart": {"chart", "train", "model", "weights", "text", "data", "ops", "kernels"},
-    "cli": {"bench", "quickstart", "train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},
+    "cli": {
+        "bench",
+        "quickstart",
+        "train",
+        "model",
+        "weights",
+        "text",
+        "data",
+        "ops",
+        "kernels",
+        "config_report",
+        "chart",
+    },
 }
 # The one package whose top-level name stands for "version" and lazy lookups; anything may ask it for __version__.
 ROOT_NAMES = {"__version__"}

@@ -43,9 +43,7 @@ def test_type_checkers_see_the_same_names():
 
 def test_public_names_are_documented():
     undocumented = [
-        name
-        for name in fastmixer.__all__
-        if callable(getattr(fastmixer, name)) and not getattr(fastmixer, name).__doc__
+        name for name in fastmixer.__all__ if callable(getattr(fastmixer, name)) and not getattr(fastmixer, name).__doc__
     ]
     assert not undocumented
 

@@ -88,7 +88,7 @@ class Arrays:
             raise TypeError(self._message(name, value, names, dtype="integer"))
         if names is not None:
             self._bind(name, value, names, dtype="integer")
-        ids = np.ascontiguousarray(value, dtype=np.int64)
+        ids = np.ascontiguousarray(value, dtype=np.int64).reshape(value.shape)
         check_id_range(self.op, name, ids, limit, ignore)
         return ids
 

@@ -11,9 +11,7 @@ from fastmixer.kernels.cpu import LEVELS, runnable_levels
 
 
 def run(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 SHOW = "from fastmixer.kernels.select import implementation; print(implementation('peak'))"

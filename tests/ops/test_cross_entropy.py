@@ -55,8 +55,7 @@ def test_gradients_of_halves_add_up(rng):
     whole, halves = np.zeros_like(weight), np.zeros_like(weight)
     loss = head_loss(x, weight, targets, d_weight=whole)
     first, second = (
-        head_loss(x[part], weight, targets[part], d_weight=halves, loss_scale=0.5)
-        for part in (slice(0, 4), slice(4, 8))
+        head_loss(x[part], weight, targets[part], d_weight=halves, loss_scale=0.5) for part in (slice(0, 4), slice(4, 8))
     )
     assert (first + second) / 2 == pytest.approx(loss, rel=1e-6)
     np.testing.assert_allclose(halves, whole, atol=1e-6)

@@ -52,9 +52,7 @@ def test_residual_gradient_is_added(arrays):
     _, saved = rmsnorm(x, weight, return_saved=True)
     plain = rmsnorm_backward(d_out, x, weight, saved, np.zeros(DIM, np.float32))
     d_residual = np.ones_like(x)
-    d_x = rmsnorm_backward(
-        d_out, x, weight, saved, np.zeros(DIM, np.float32), d_residual=d_residual, d_x=d_residual
-    )
+    d_x = rmsnorm_backward(d_out, x, weight, saved, np.zeros(DIM, np.float32), d_residual=d_residual, d_x=d_residual)
     assert d_x is d_residual and np.allclose(d_x, plain + 1, atol=1e-6)
 
 

@@ -1,0 +1,111 @@
+"""The face of embedding: what it returns, what it refuses and in which words."""
+
+import re
+
+import numpy as np
+import pytest
+
+import fastmixer as fm
+from fastmixer.kernels import select
+
+
+@pytest.fixture
+def table(rng):
+    return rng.standard_normal((10, 4), dtype=np.float32)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)])
+def test_embedding_takes_ids_of_any_shape(table, rng, shape):
+    ids = rng.integers(0, 10, shape)
+    np.testing.assert_array_equal(fm.embedding(table, np.asarray(ids)), table[ids])
+
+
+def test_embedding_takes_strided_and_read_only_input(table):
+    ids = np.arange(20)[::2] % 10
+    ids.flags.writeable = False
+    table.flags.writeable = False
+    np.testing.assert_array_equal(fm.embedding(table[:, ::2], ids), table[ids][:, ::2])
+
+
+def test_backward_returns_only_rows_that_occurred(rng):
+    ids = np.array([[7, 2, 7], [2, 2, 9]])
+    d_out = rng.standard_normal((2, 3, 5), dtype=np.float32)
+    gradient = fm.embedding_backward(d_out, ids, 10)
+    np.testing.assert_array_equal(gradient.rows, [2, 7, 9])
+    expected = np.zeros((10, 5))
+    np.add.at(expected, ids, d_out.astype(np.float64))
+    np.testing.assert_allclose(gradient.to_dense(), expected, atol=1e-6)
+    dense = np.ones((10, 5), np.float32)
+    gradient.add_to(dense)
+    np.testing.assert_allclose(dense, expected + 1, atol=1e-6)
+
+
+def test_backward_of_no_ids_is_empty():
+    gradient = fm.embedding_backward(np.empty((0, 5), np.float32), np.empty(0, np.int64), 10)
+    assert gradient.rows.shape == (0,) and gradient.values.shape == (0, 5)
+    assert not gradient.to_dense().any()
+
+
+def test_every_row_update_learns(rng):
+    """Rows move toward a target; rows that never occur stay as they are."""
+    ids = np.array([1, 3, 3])
+    target = rng.standard_normal((3, 4), dtype=np.float32)
+
+    def distance(update):
+        table = np.zeros((5, 4), np.float32)
+        for step in range(1, 200):
+            update(table, fm.embedding_backward(table[ids] - target, ids, 5), step)
+        assert not table[[0, 2, 4]].any()
+        best = np.stack([target[0], target[1:].mean(axis=0)])
+        return np.abs(table[[1, 3]] - best).max()
+
+    state = {"a": np.zeros(5, np.float32), "m": np.zeros((5, 4), np.float32), "v": np.zeros((5, 4), np.float32)}
+    assert distance(lambda t, g, step: fm.update_rows_sgd(t, g, 0.1)) < 1e-3
+    assert distance(lambda t, g, step: fm.update_rows_adagrad(t, state["a"], g, 0.3)) < 1e-2
+    assert distance(lambda t, g, step: fm.update_rows_adamw(t, state["m"], state["v"], g, 0.05, step=step)) < 0.1
+
+
+def test_float64_is_for_the_reference_only(table):
+    wide = table.astype(np.float64)
+    with select.use_kernels("reference"):
+        assert fm.embedding(wide, np.array([1])).dtype == np.float64
+    with select.use_kernels("jit"), pytest.raises(TypeError, match="table must be float32"):
+        fm.embedding(wide, np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda t: fm.embedding(t, np.array([[1, 2], [3, 12]])), IndexError, "embedding: ids[1, 1] = 12 is out of range; expected 0..9"),
+        (lambda t: fm.embedding(t, np.array([-1])), IndexError, "embedding: ids[0] = -1 is out of range; expected 0..9"),
+        (lambda t: fm.embedding(t, np.array([1.0])), TypeError, "embedding: ids must be integer; got float64 (1,)"),
+        (lambda t: fm.embedding(t[0], np.array([1])), ValueError, "embedding: table must be float32 [rows, dim]; got float32 (4,)"),
+        (lambda t: fm.embedding(t.tolist(), np.array([1])), TypeError, "embedding: table must be a NumPy array, float32 [rows, dim]; got list"),
+        (lambda t: fm.embedding(t, np.array([1]), out=np.empty((2, 4), np.float32)), ValueError, "embedding: out must be float32 [axis0=1, dim=4]; got float32 (2, 4)"),
+        (lambda t: fm.embedding_backward(t, np.arange(9), 20), ValueError, "embedding_backward: d_out must be float32 [axis0=9, dim]; got float32 (10, 4)"),
+        (lambda t: fm.nearest(t, t[0], 0), ValueError, "nearest: k must be 1..10, the rows of the table; got 0"),
+        (lambda t: fm.nearest(t, t[0], 11), ValueError, "nearest: k must be 1..10, the rows of the table; got 11"),
+        (lambda t: fm.nearest(t, 0 * t[0], 1), ValueError, "nearest: vector is zero, which has no direction"),
+        (lambda t: fm.nearest(t, t[0, :3], 1), ValueError, "nearest: vector must be float32 [dim=4]; got float32 (3,)"),
+        (lambda t: fm.cosine_similarity(t[0], 0 * t[0]), ValueError, "cosine_similarity: b holds a zero vector, which has no direction"),
+    ],
+)  # fmt: skip
+def test_bad_input(table, call, error, text):
+    with pytest.raises(error, match=f"^{re.escape(text)}$"):
+        call(table)
+
+
+def test_cosine_similarity(rng):
+    a, b = rng.standard_normal((2, 7, 5), dtype=np.float32)
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(fm.cosine_similarity(a, b), expected, rtol=1e-5)
+    np.testing.assert_allclose(fm.cosine_similarity(a, a), 1, rtol=1e-6)
+    np.testing.assert_allclose(fm.cosine_similarity(a, -3 * a[0])[0], -1, rtol=1e-6)
+
+
+def test_nearest_finds_itself_first_and_breaks_ties_by_id(table):
+    table[6] = 2 * table[3]
+    ids, similarities = fm.nearest(table, table[3], 3)
+    assert ids[:2].tolist() == [3, 6]
+    np.testing.assert_allclose(similarities[:2], 1, rtol=1e-6)
+    assert similarities[2] < 1
