@@ -24,14 +24,17 @@ cdef extern from "matmul/tile.h" nogil:
     enum: TILE_ROWS
     enum: TILE_VECTORS
     enum: TILE_COLUMNS
-    void tile_multiply(const float **rows, ptrdiff_t a_step, const float *panel, ptrdiff_t depth, vf (*sums)[TILE_VECTORS])
+    void tile_multiply(int row_count, const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step,
+                       ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
-    K_BLOCK = 256  # a panel of B [256, 48] is 48 KB: it streams from L2 while 8 rows of A stay in L1
-    ROW_BLOCK = 512  # rows that a packed panel of B serves; A's block [512, 256] is half of L2
-    MIN_TASKS = 32  # enough blocks for 16 threads to balance, where the shape allows
-    MAX_PANELS = 8  # panels of B a task
+    K_BLOCK = 384  # A's block of 256 rows is 384 KB and stays in L2 while panels of B, 72 KB each, pass by
+    ROW_BLOCK = 512  # rows that a packed panel of B serves
+    MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
+    MIN_PANELS = 2  # panels of B a task: each more saves one reading of A
+    MAX_PANELS = 8
+    FEW_ROWS = 4  # products of so few rows read B where it lies: packing would cost more than the product
 
 
 cdef struct GemmTask:
@@ -54,7 +57,7 @@ cdef struct GemmTask:
     const float *input_pre  # [m, n] or NULL
     float *d_multiplier  # [m, n] or NULL
     # set by gemm
-    ptrdiff_t row_block, column_panels, column_tasks
+    ptrdiff_t row_block, k_block, column_panels, column_tasks
     bint plain
 
 
@@ -80,7 +83,8 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     g.row_block = ((g.m + row_blocks - 1) // row_blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     row_blocks = (g.m + g.row_block - 1) // g.row_block
-    g.column_panels = max(1, min(MAX_PANELS, panels * row_blocks // MIN_TASKS))
+    g.k_block = even_k_block(g.k)
+    g.column_panels = max(MIN_PANELS, min(MAX_PANELS, panels * row_blocks // MIN_TASKS))
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.plain = (
         g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
@@ -102,46 +106,51 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
     cdef float *panel_buffer = <float *>pool_scratch(sizeof(float) * K_BLOCK * TILE_COLUMNS)
     cdef const float *panel_data
-    cdef ptrdiff_t k_start, depth, panel, column, columns, tile
+    cdef ptrdiff_t k_start, depth, panel, column, columns, tile, b_step
     cdef bint last
 
     k_start = 0
     while k_start < g.k:
-        depth = min(K_BLOCK, g.k - k_start)
+        depth = min(g.k_block, g.k - k_start)
         last = k_start + depth == g.k
         for panel in range(first_panel, last_panel):
             column = panel * TILE_COLUMNS
             columns = min(TILE_COLUMNS, g.n - column)
+            b_step = TILE_COLUMNS
             if g.packed_b != NULL:
                 panel_data = g.packed_b + (k_start * panels + panel * depth) * TILE_COLUMNS
+            elif g.m <= FEW_ROWS and g.b_column == 1 and columns == TILE_COLUMNS:
+                panel_data = g.b + k_start * g.b_k + column
+                b_step = g.b_k
             else:
                 pack_panel(g.b + k_start * g.b_k + column * g.b_column, g.b_k, g.b_column, depth, columns, panel_buffer)
                 panel_data = panel_buffer
             for tile in range(tiles):
-                if g.packed_b == NULL:
+                # What comes next is asked for while this tile is multiplied: without it every pack waits for memory.
+                if g.packed_b == NULL and tiles > 1:
                     if panel + 1 < last_panel:
                         prefetch_slice(g, k_start, column + TILE_COLUMNS, tile, tiles)
                     elif not last:
-                        prefetch_slice(g, k_start + K_BLOCK, first_panel * TILE_COLUMNS, tile, tiles)
+                        prefetch_slice(g, k_start + depth, first_panel * TILE_COLUMNS, tile, tiles)
                 multiply_tile(
                     g, row_start + tile * TILE_ROWS, min(TILE_ROWS, rows - tile * TILE_ROWS), column, columns, k_start,
-                    depth, panel_data, g.accumulate or k_start > 0, last,
+                    depth, panel_data, b_step, g.accumulate or k_start > 0, last,
                 )
-        k_start += K_BLOCK
+        k_start += g.k_block
 
 
 cdef void multiply_tile(
     GemmTask *g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, ptrdiff_t k_start, ptrdiff_t depth,
-    const float *panel, bint load, bint last,
+    const float *b, ptrdiff_t b_step, bint load, bint last,
 ) noexcept nogil:
     """One register tile over one block of k, stored with the epilogue if that block is the last."""
     cdef const float *starts[TILE_ROWS]
-    cdef vf sums[TILE_ROWS][TILE_VECTORS]
-    cdef float tile[TILE_ROWS * TILE_COLUMNS]
+    cdef float sums[TILE_ROWS * TILE_COLUMNS]
     cdef float *out = g.out + row * g.out_row + column
-    cdef ptrdiff_t i, j
-    # Rows past the end repeat the last one: computed, never stored. The tile's place in out is asked for now and
-    # needed when the sums are done.
+    cdef bint in_place = columns == TILE_COLUMNS and rows == TILE_ROWS and (g.plain or not last)
+    cdef ptrdiff_t out_row = g.out_row, i
+    # The tile's place in out is asked for now and needed when the sums are done. Rows past the end repeat the last one:
+    # computed, never stored.
     for i in range(TILE_ROWS):
         if i < rows:
             prefetch_write(out + i * g.out_row)
@@ -149,31 +158,32 @@ cdef void multiply_tile(
             prefetch_write(out + i * g.out_row + 2 * LINE)
             prefetch_write(out + i * g.out_row + columns - 1)
         starts[i] = g.a + (row + min(i, rows - 1)) * g.a_row + k_start * g.a_k
+    if not in_place:
+        out, out_row = sums, TILE_COLUMNS
     # A is read where it lies, also transposed: each k then costs one line of L2, which the multiply-adds hide (packing
     # it cost 12 % of the weight gradient at 256x768x768).
-    if g.a_k == 1:
-        tile_multiply(starts, 1, panel, depth, sums)
+    if rows <= FEW_ROWS:
+        multiply_few_rows(rows, starts, g.a_k, b, b_step, depth, out)
+    elif g.a_k == 1:
+        tile_multiply(TILE_ROWS, starts, 1, b, TILE_COLUMNS, depth, out, out_row, load and in_place)
     else:
-        tile_multiply(starts, g.a_k, panel, depth, sums)
+        tile_multiply(TILE_ROWS, starts, g.a_k, b, TILE_COLUMNS, depth, out, out_row, load and in_place)
+    if not in_place:
+        for i in range(rows):
+            store_row(g, sums + i * TILE_COLUMNS, row + i, column, columns, load, last)
 
-    if rows == TILE_ROWS and columns == TILE_COLUMNS and (g.plain or not last):
-        if load:
-            for i in range(TILE_ROWS):
-                for j in range(TILE_VECTORS):
-                    vf_store(
-                        out + i * g.out_row + j * VF_WIDTH,
-                        vf_add(vf_load(out + i * g.out_row + j * VF_WIDTH), sums[i][j]),
-                    )
-        else:
-            for i in range(TILE_ROWS):
-                for j in range(TILE_VECTORS):
-                    vf_store(out + i * g.out_row + j * VF_WIDTH, sums[i][j])
-        return
-    for i in range(TILE_ROWS):
-        for j in range(TILE_VECTORS):
-            vf_store(tile + i * TILE_COLUMNS + j * VF_WIDTH, sums[i][j])
-    for i in range(rows):
-        store_row(g, tile + i * TILE_COLUMNS, row + i, column, columns, load, last)
+
+cdef void multiply_few_rows(
+    ptrdiff_t rows, const float **starts, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+    float *sums,
+) noexcept nogil:
+    """A tile of 1, 2 or 4 rows: the same sums in the same order, without the work of rows that are not there."""
+    if rows > 2:
+        tile_multiply(4, starts, a_step, b, b_step, depth, sums, TILE_COLUMNS, False)
+    elif rows == 2:
+        tile_multiply(2, starts, a_step, b, b_step, depth, sums, TILE_COLUMNS, False)
+    else:
+        tile_multiply(1, starts, a_step, b, b_step, depth, sums, TILE_COLUMNS, False)
 
 
 cdef void store_row(
@@ -232,12 +242,18 @@ cdef enum:
     LINE = 16  # floats a cache line
 
 
+cdef inline ptrdiff_t even_k_block(ptrdiff_t k) noexcept nogil:
+    """At most K_BLOCK, in multiples of a line: the blocks of k are about equally long."""
+    cdef ptrdiff_t blocks = max(1, (k + K_BLOCK - 1) // K_BLOCK)
+    return max(LINE, ((k + blocks - 1) // blocks + LINE - 1) // LINE * LINE)
+
+
 cdef inline void prefetch_slice(
     const GemmTask *g, ptrdiff_t k_start, ptrdiff_t column, ptrdiff_t slice, ptrdiff_t slices
 ) noexcept nogil:
     """Ask for one of `slices` parts of the block of B that is packed next, while this one is multiplied: without it
     every pack waits for memory (10 % of a product of 256 rows)."""
-    cdef ptrdiff_t depth = min(K_BLOCK, g.k - k_start), columns = min(TILE_COLUMNS, g.n - column)
+    cdef ptrdiff_t depth = min(g.k_block, g.k - k_start), columns = min(TILE_COLUMNS, g.n - column)
     cdef ptrdiff_t rows = depth if g.b_column == 1 else columns  # runs along memory, `length` floats each
     cdef ptrdiff_t length = columns if g.b_column == 1 else depth
     cdef ptrdiff_t stride = g.b_k if g.b_column == 1 else g.b_column

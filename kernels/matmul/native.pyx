@@ -97,15 +97,15 @@ def pack_weight(const float[:, ::1] weight, float[::1] packed, bint transpose_we
 cdef void pack_weight_panel(void *argument, ptrdiff_t panel) noexcept nogil:
     cdef PackTask *p = <PackTask *>argument
     cdef ptrdiff_t panels = (p.n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    cdef ptrdiff_t column = panel * TILE_COLUMNS, k_start, depth
+    cdef ptrdiff_t column = panel * TILE_COLUMNS, k_block = even_k_block(p.k), k_start, depth
     k_start = 0
     while k_start < p.k:
-        depth = min(K_BLOCK, p.k - k_start)
+        depth = min(k_block, p.k - k_start)
         pack_panel(
             p.weight + k_start * p.k_stride + column * p.column_stride, p.k_stride, p.column_stride, depth,
             min(TILE_COLUMNS, p.n - column), p.packed + (k_start * panels + panel * depth) * TILE_COLUMNS,
         )
-        k_start += K_BLOCK
+        k_start += k_block
 
 
 def linear_forward_packed(const float[:, ::1] x, const float[::1] packed, const float[::1] bias,

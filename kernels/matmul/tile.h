@@ -17,20 +17,42 @@
 #endif
 #define TILE_COLUMNS (TILE_VECTORS * VF_WIDTH)
 
-/* sums [TILE_ROWS][TILE_COLUMNS] = A B over `depth`: row i of A starts at rows[i] and moves by `a_step` a k; B is a
- * packed panel [depth][TILE_COLUMNS]. */
-VEC_INLINE void tile_multiply(const float *const rows[TILE_ROWS], ptrdiff_t a_step, const float *panel,
-                              ptrdiff_t depth, vf sums[TILE_ROWS][TILE_VECTORS]) {
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_zero();
+#if defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+/* out [row_count][TILE_COLUMNS] = (out if add) + A B over `depth`: row i of A starts at rows[i] and moves by `a_step` a
+ * k; B's row of TILE_COLUMNS moves by `b_step`. `row_count` is a constant at each call: the loops unroll early and the
+ * sums are registers. Every sum runs over k in the same order whatever the row count is. */
+VEC_INLINE void tile_multiply(const int row_count, const float *const rows[TILE_ROWS], ptrdiff_t a_step, const float *b,
+                              ptrdiff_t b_step, ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    vf sums[TILE_ROWS][TILE_VECTORS];
     const float *a[TILE_ROWS];
-    for (int i = 0; i < TILE_ROWS; i++) a[i] = rows[i];
+    UNROLL for (int i = 0; i < row_count; i++) {
+        a[i] = rows[i];
+        UNROLL for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_zero();
+    }
     for (ptrdiff_t k = 0; k < depth; k++) {
-        vf b[TILE_VECTORS];
-        for (int j = 0; j < TILE_VECTORS; j++) b[j] = vf_load(panel + k * TILE_COLUMNS + j * VF_WIDTH);
-        for (int i = 0; i < TILE_ROWS; i++) {
+        vf b_row[TILE_VECTORS];
+        UNROLL for (int j = 0; j < TILE_VECTORS; j++) b_row[j] = vf_load(b + j * VF_WIDTH);
+        b += b_step;
+        UNROLL for (int i = 0; i < row_count; i++) {
             vf broadcast = vf_set(a[i][k * a_step]);
-            for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_fma(broadcast, b[j], sums[i][j]);
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_fma(broadcast, b_row[j], sums[i][j]);
+        }
+    }
+    if (add) {
+        UNROLL for (int i = 0; i < row_count; i++) {
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++) {
+                float *target = out + i * out_row + j * VF_WIDTH;
+                vf_store(target, vf_load(target) + sums[i][j]);
+            }
+        }
+    } else {
+        UNROLL for (int i = 0; i < row_count; i++) {
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++) vf_store(out + i * out_row + j * VF_WIDTH, sums[i][j]);
         }
     }
 }
