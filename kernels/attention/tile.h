@@ -1,0 +1,88 @@
+/* The small products inside attention: C = (C +) A B with everything in a thread's scratch.
+ *
+ * A is read a number at a time with any strides (so also transposed), B by vectors. Four rows times VALUE_VECTORS
+ * vectors of sums stay in registers. Knows nothing of softmax, heads or masks.
+ */
+#ifndef FASTMIXER_ATTENTION_TILE_H
+#define FASTMIXER_ATTENTION_TILE_H
+
+#include "matmul/tile.h"
+#include "vec.h"
+
+#if VF_REGISTERS == 32
+#define VALUE_VECTORS 4
+#else
+#define VALUE_VECTORS 2
+#endif
+#define VALUE_ROWS 4
+
+VEC_INLINE void multiply_rows(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b,
+                              ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t depth, int vectors, int add) {
+    const float *row[VALUE_ROWS];
+    vf sums[VALUE_ROWS][VALUE_VECTORS];
+    for (int i = 0; i < VALUE_ROWS; i++) row[i] = a + (i < rows ? i : rows - 1) * a_row; /* past the end: the last row */
+    for (int i = 0; i < VALUE_ROWS; i++)
+        for (int j = 0; j < vectors; j++) sums[i][j] = vf_zero();
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        vf values[VALUE_VECTORS];
+        for (int j = 0; j < vectors; j++) values[j] = vf_load(b + k * b_stride + j * VF_WIDTH);
+        for (int i = 0; i < VALUE_ROWS; i++) {
+            vf x = vf_set(row[i][k * a_step]);
+            for (int j = 0; j < vectors; j++) sums[i][j] = vf_fma(x, values[j], sums[i][j]);
+        }
+    }
+    for (int i = 0; i < VALUE_ROWS; i++)
+        if (i < rows)
+            for (int j = 0; j < vectors; j++) {
+                float *place = c + i * c_stride + j * VF_WIDTH;
+                vf_store(place, add ? vf_add(vf_load(place), sums[i][j]) : sums[i][j]);
+            }
+}
+
+/* c [m][columns] = (c +) A B: A's row i, number k at a + i a_row + k a_step; b [depth][b_stride]; columns is a multiple of
+ * VF_WIDTH, and b and c are padded to it. */
+static void multiply_small(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_stride, float *c,
+                           ptrdiff_t c_stride, ptrdiff_t m, ptrdiff_t columns, ptrdiff_t depth, int add) {
+    for (ptrdiff_t column = 0; column < columns; column += VALUE_VECTORS * VF_WIDTH) {
+        ptrdiff_t vectors = (columns - column) / VF_WIDTH;
+        for (ptrdiff_t i = 0; i < m; i += VALUE_ROWS) {
+            const float *rows = a + i * a_row;
+            float *out = c + i * c_stride + column;
+#define WITH(count) multiply_rows(rows, a_row, a_step, m - i, b + column, b_stride, out, c_stride, depth, count, add)
+            if (vectors >= VALUE_VECTORS) WITH(VALUE_VECTORS);
+#if VALUE_VECTORS == 4
+            else if (vectors == 3) WITH(3);
+            else if (vectors == 2) WITH(2);
+#endif
+            else WITH(1);
+#undef WITH
+        }
+    }
+}
+
+/* out [count][out_stride] = rows of in (in_stride apart, `width` floats), zeros up to out_stride. */
+static void pack_rows(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
+                      ptrdiff_t out_stride) {
+    for (ptrdiff_t i = 0; i < count; i++) {
+        memcpy(out + i * out_stride, in + i * in_stride, sizeof(float) * width);
+        memset(out + i * out_stride + width, 0, sizeof(float) * (out_stride - width));
+    }
+}
+
+/* out [width][out_stride] = the same rows transposed; columns past count are zero. */
+static void pack_transposed(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
+                            ptrdiff_t out_stride) {
+    if (count < out_stride) memset(out, 0, sizeof(float) * width * out_stride);
+    ptrdiff_t r = 0;
+    for (; r + VF_WIDTH <= count; r += VF_WIDTH) {
+        ptrdiff_t c = 0;
+        for (; c + VF_WIDTH <= width; c += VF_WIDTH)
+            vf_transpose(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+        for (; c < width; c++)
+            for (ptrdiff_t i = 0; i < VF_WIDTH; i++) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
+    }
+    for (; r < count; r++)
+        for (ptrdiff_t c = 0; c < width; c++) out[c * out_stride + r] = in[r * in_stride + c];
+}
+
+#endif
