@@ -24,8 +24,11 @@ cdef extern from "matmul/tile.h" nogil:
     enum: TILE_ROWS
     enum: TILE_VECTORS
     enum: TILE_COLUMNS
-    void tile_multiply(int row_count, const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step,
-                       ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
+    enum: TILE_SUMS
+    void tile_multiply(int row_count, int vectors, int ahead, const float **rows, ptrdiff_t a_step,
+                       const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
+    void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
+                      ptrdiff_t sums_step)
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
@@ -34,7 +37,7 @@ cdef enum:
     MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
     MIN_PANELS = 2  # panels of B a task: each more saves one reading of A
     MAX_PANELS = 8
-    FEW_ROWS = 4  # products of so few rows read B where it lies: packing would cost more than the product
+    FEW_ROWS = 4  # products of so few rows read B where it lies (few_rows.pxi)
 
 
 cdef struct GemmTask:
@@ -92,6 +95,8 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     )
     if g.k == 0:
         return pool_run(gemm_empty_sum, g, row_blocks * g.column_tasks)
+    if g.m <= FEW_ROWS and g.packed_b == NULL and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
+        return pool_run(few_rows_block, g, g.column_tasks)
     return pool_run(gemm_block, g, row_blocks * g.column_tasks)
 
 
@@ -106,7 +111,7 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
     cdef float *panel_buffer = <float *>pool_scratch(sizeof(float) * K_BLOCK * TILE_COLUMNS)
     cdef const float *panel_data
-    cdef ptrdiff_t k_start, depth, panel, column, columns, tile, b_step
+    cdef ptrdiff_t k_start, depth, panel, column, columns, tile
     cdef bint last
 
     k_start = 0
@@ -116,32 +121,28 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
         for panel in range(first_panel, last_panel):
             column = panel * TILE_COLUMNS
             columns = min(TILE_COLUMNS, g.n - column)
-            b_step = TILE_COLUMNS
             if g.packed_b != NULL:
                 panel_data = g.packed_b + (k_start * panels + panel * depth) * TILE_COLUMNS
-            elif g.m <= FEW_ROWS and g.b_column == 1 and columns == TILE_COLUMNS:
-                panel_data = g.b + k_start * g.b_k + column
-                b_step = g.b_k
             else:
                 pack_panel(g.b + k_start * g.b_k + column * g.b_column, g.b_k, g.b_column, depth, columns, panel_buffer)
                 panel_data = panel_buffer
             for tile in range(tiles):
                 # What comes next is asked for while this tile is multiplied: without it every pack waits for memory.
-                if g.packed_b == NULL and tiles > 1:
+                if g.packed_b == NULL:
                     if panel + 1 < last_panel:
                         prefetch_slice(g, k_start, column + TILE_COLUMNS, tile, tiles)
                     elif not last:
                         prefetch_slice(g, k_start + depth, first_panel * TILE_COLUMNS, tile, tiles)
                 multiply_tile(
                     g, row_start + tile * TILE_ROWS, min(TILE_ROWS, rows - tile * TILE_ROWS), column, columns, k_start,
-                    depth, panel_data, b_step, g.accumulate or k_start > 0, last,
+                    depth, panel_data, g.accumulate or k_start > 0, last,
                 )
         k_start += g.k_block
 
 
 cdef void multiply_tile(
     GemmTask *g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, ptrdiff_t k_start, ptrdiff_t depth,
-    const float *b, ptrdiff_t b_step, bint load, bint last,
+    const float *panel, bint load, bint last,
 ) noexcept nogil:
     """One register tile over one block of k, stored with the epilogue if that block is the last."""
     cdef const float *starts[TILE_ROWS]
@@ -163,27 +164,18 @@ cdef void multiply_tile(
     # A is read where it lies, also transposed: each k then costs one line of L2, which the multiply-adds hide (packing
     # it cost 12 % of the weight gradient at 256x768x768).
     if rows <= FEW_ROWS:
-        multiply_few_rows(rows, starts, g.a_k, b, b_step, depth, out)
+        multiply_few_rows(rows, False, starts, g.a_k, panel, TILE_COLUMNS, depth, out)
     elif g.a_k == 1:
-        tile_multiply(TILE_ROWS, starts, 1, b, TILE_COLUMNS, depth, out, out_row, load and in_place)
+        tile_multiply(
+            TILE_ROWS, TILE_VECTORS, 0, starts, 1, panel, TILE_COLUMNS, depth, out, out_row, load and in_place
+        )
     else:
-        tile_multiply(TILE_ROWS, starts, g.a_k, b, TILE_COLUMNS, depth, out, out_row, load and in_place)
+        tile_multiply(
+            TILE_ROWS, TILE_VECTORS, 0, starts, g.a_k, panel, TILE_COLUMNS, depth, out, out_row, load and in_place
+        )
     if not in_place:
         for i in range(rows):
             store_row(g, sums + i * TILE_COLUMNS, row + i, column, columns, load, last)
-
-
-cdef void multiply_few_rows(
-    ptrdiff_t rows, const float **starts, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-    float *sums,
-) noexcept nogil:
-    """A tile of 1, 2 or 4 rows: the same sums in the same order, without the work of rows that are not there."""
-    if rows > 2:
-        tile_multiply(4, starts, a_step, b, b_step, depth, sums, TILE_COLUMNS, False)
-    elif rows == 2:
-        tile_multiply(2, starts, a_step, b, b_step, depth, sums, TILE_COLUMNS, False)
-    else:
-        tile_multiply(1, starts, a_step, b, b_step, depth, sums, TILE_COLUMNS, False)
 
 
 cdef void store_row(
@@ -301,3 +293,6 @@ cdef void pack_panel(
         for k in range(depth):
             panel[k * TILE_COLUMNS + column] = b[k * b_k + column * b_column]
         column += 1
+
+
+include "matmul/few_rows.pxi"

@@ -16,45 +16,78 @@
 #define TILE_VECTORS 2 /* 12 sums, 2 of B, 1 broadcast: 15 of 16 registers */
 #endif
 #define TILE_COLUMNS (TILE_VECTORS * VF_WIDTH)
+#define TILE_SUMS (TILE_ROWS * TILE_VECTORS)
+#define DOT_PARTS 4 /* independent sums of one product: they hide the latency of the multiply-add */
 
 #if defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 #else
 #define UNROLL
 #endif
 
-/* out [row_count][TILE_COLUMNS] = (out if add) + A B over `depth`: row i of A starts at rows[i] and moves by `a_step` a
- * k; B's row of TILE_COLUMNS moves by `b_step`. `row_count` is a constant at each call: the loops unroll early and the
- * sums are registers. Every sum runs over k in the same order whatever the row count is. */
-VEC_INLINE void tile_multiply(const int row_count, const float *const rows[TILE_ROWS], ptrdiff_t a_step, const float *b,
-                              ptrdiff_t b_step, ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
-    vf sums[TILE_ROWS][TILE_VECTORS];
+/* out [row_count][vectors * VF_WIDTH] = (out if add) + A B over `depth`: row i of A starts at rows[i] and moves by
+ * `a_step` a k; B's row moves by `b_step`. `row_count` and `vectors` (their product at most TILE_SUMS) are constants at
+ * each call: the loops unroll early and the sums are registers. Every sum runs over k in the same order at any size.
+ * With `ahead`, B comes from memory and is asked for so many k ahead. */
+VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int ahead, const float *const rows[TILE_ROWS],
+                              ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *out,
+                              ptrdiff_t out_row, int add) {
+    vf sums[TILE_SUMS];
     const float *a[TILE_ROWS];
     UNROLL for (int i = 0; i < row_count; i++) {
         a[i] = rows[i];
-        UNROLL for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_zero();
+        UNROLL for (int j = 0; j < vectors; j++) sums[i * vectors + j] = vf_zero();
     }
     for (ptrdiff_t k = 0; k < depth; k++) {
-        vf b_row[TILE_VECTORS];
-        UNROLL for (int j = 0; j < TILE_VECTORS; j++) b_row[j] = vf_load(b + j * VF_WIDTH);
+        vf b_row[TILE_SUMS];
+        UNROLL for (int j = 0; j < vectors; j++) {
+            b_row[j] = vf_load(b + j * VF_WIDTH);
+            if (ahead) __builtin_prefetch(b + ahead * b_step + j * VF_WIDTH);
+        }
         b += b_step;
         UNROLL for (int i = 0; i < row_count; i++) {
             vf broadcast = vf_set(a[i][k * a_step]);
-            UNROLL for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = vf_fma(broadcast, b_row[j], sums[i][j]);
+            UNROLL for (int j = 0; j < vectors; j++)
+                sums[i * vectors + j] = vf_fma(broadcast, b_row[j], sums[i * vectors + j]);
         }
     }
     if (add) {
         UNROLL for (int i = 0; i < row_count; i++) {
-            UNROLL for (int j = 0; j < TILE_VECTORS; j++) {
+            UNROLL for (int j = 0; j < vectors; j++) {
                 float *target = out + i * out_row + j * VF_WIDTH;
-                vf_store(target, vf_load(target) + sums[i][j]);
+                vf_store(target, vf_load(target) + sums[i * vectors + j]);
             }
         }
     } else {
         UNROLL for (int i = 0; i < row_count; i++) {
-            UNROLL for (int j = 0; j < TILE_VECTORS; j++) vf_store(out + i * out_row + j * VF_WIDTH, sums[i][j]);
+            UNROLL for (int j = 0; j < vectors; j++) vf_store(out + i * out_row + j * VF_WIDTH, sums[i * vectors + j]);
         }
     }
+}
+
+/* sums[i * sums_step] = row i of A times b over `depth`, all of it along memory, read from front to back. */
+VEC_INLINE void dot_multiply(const int row_count, const float *const rows[TILE_ROWS], const float *b, ptrdiff_t depth,
+                             float *sums, ptrdiff_t sums_step) {
+    vf total[4][DOT_PARTS];
+    ptrdiff_t k = 0;
+    UNROLL for (int i = 0; i < row_count; i++) {
+        UNROLL for (int p = 0; p < DOT_PARTS; p++) total[i][p] = vf_zero();
+    }
+    for (; k + DOT_PARTS * VF_WIDTH <= depth; k += DOT_PARTS * VF_WIDTH) {
+        UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+            vf b_part = vf_load(b + k + p * VF_WIDTH);
+            UNROLL for (int i = 0; i < row_count; i++)
+                total[i][p] = vf_fma(vf_load(rows[i] + k + p * VF_WIDTH), b_part, total[i][p]);
+        }
+    }
+    for (; k < depth; k += VF_WIDTH) {
+        ptrdiff_t lanes = depth - k < VF_WIDTH ? depth - k : VF_WIDTH;
+        vf b_part = vf_load_first(b + k, lanes);
+        UNROLL for (int i = 0; i < row_count; i++)
+            total[i][0] = vf_fma(vf_load_first(rows[i] + k, lanes), b_part, total[i][0]);
+    }
+    UNROLL for (int i = 0; i < row_count; i++)
+        sums[i * sums_step] = vf_sum((total[i][0] + total[i][1]) + (total[i][2] + total[i][3]));
 }
 
 /* out[c * out_stride + r] = in[r * in_stride + c] for a square of VF_WIDTH x VF_WIDTH. */
