@@ -17,6 +17,10 @@ cdef extern from *:
     void prefetch_write(const void *p) nogil
 
 cdef extern from "activations.h" nogil:
+    enum: ACTIVATION_GELU
+    enum: ACTIVATION_GELU_TANH
+    enum: ACTIVATION_SILU
+    enum: ACTIVATION_RELU
     vf vf_activate(vf x, int activation)
     vf vf_derivative(vf x, int activation)
 
@@ -150,14 +154,14 @@ cdef void multiply_tile(
     cdef float *out = g.out + row * g.out_row + column
     cdef bint in_place = columns == TILE_COLUMNS and rows == TILE_ROWS and (g.plain or not last)
     cdef ptrdiff_t out_row = g.out_row, i
-    # The tile's place in out is asked for now and needed when the sums are done. Rows past the end repeat the last one:
-    # computed, never stored.
+    # The tile's place in out is asked for now and needed when the sums are done.
+    for i in range(rows):
+        prefetch_write(out + i * g.out_row)
+        prefetch_write(out + i * g.out_row + LINE)
+        prefetch_write(out + i * g.out_row + 2 * LINE)
+        prefetch_write(out + i * g.out_row + columns - 1)
+    # Rows past the end repeat the last one: computed, never stored.
     for i in range(TILE_ROWS):
-        if i < rows:
-            prefetch_write(out + i * g.out_row)
-            prefetch_write(out + i * g.out_row + LINE)
-            prefetch_write(out + i * g.out_row + 2 * LINE)
-            prefetch_write(out + i * g.out_row + columns - 1)
         starts[i] = g.a + (row + min(i, rows - 1)) * g.a_row + k_start * g.a_k
     if not in_place:
         out, out_row = sums, TILE_COLUMNS
@@ -178,53 +182,19 @@ cdef void multiply_tile(
             store_row(g, sums + i * TILE_COLUMNS, row + i, column, columns, load, last)
 
 
-cdef void store_row(
-    GemmTask *g, const float *sums, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
-) noexcept nogil:
-    """columns sums of one row of out, through the epilogue if these are the last of k."""
-    cdef ptrdiff_t offset, at, lanes
-    cdef vf value, pre
-    offset = 0
-    while offset < columns:
-        lanes = min(VF_WIDTH, columns - offset)
-        at = row * g.out_row + column + offset
-        value = vf_load_first(sums + offset, lanes)
-        if load:
-            value = vf_add(vf_load_first(g.out + at, lanes), value)
-        if last and g.input_pre != NULL:
-            pre = vf_load_first(g.input_pre + at, lanes)
-            if g.d_multiplier != NULL:
-                vf_store_first(g.d_multiplier + at, vf_mul(value, vf_activate(pre, g.activation)), lanes)
-            value = vf_mul(value, vf_derivative(pre, g.activation))
-            if g.multiplier != NULL:
-                value = vf_mul(value, vf_load_first(g.multiplier + at, lanes))
-        elif last:
-            if g.bias != NULL:
-                value = vf_add(value, vf_load_first(g.bias + column + offset, lanes))
-            if g.pre_activation != NULL:
-                vf_store_first(g.pre_activation + at, value, lanes)
-            value = vf_activate(value, g.activation)
-            if g.multiplier != NULL:
-                value = vf_mul(value, vf_load_first(g.multiplier + at, lanes))
-            if g.residual != NULL:
-                value = vf_add(value, vf_load_first(g.residual + at, lanes))
-        vf_store_first(g.out + at, value, lanes)
-        offset += VF_WIDTH
-
-
 cdef void gemm_empty_sum(void *argument, ptrdiff_t task) noexcept nogil:
     """k = 0: every sum is empty, the epilogue still holds."""
     cdef GemmTask *g = <GemmTask *>argument
     cdef ptrdiff_t row_start = task // g.column_tasks * g.row_block
     cdef ptrdiff_t first = task % g.column_tasks * g.column_panels * TILE_COLUMNS
     cdef ptrdiff_t last = min(g.n, first + g.column_panels * TILE_COLUMNS)
-    cdef float zeros[TILE_COLUMNS]
+    cdef float sums[TILE_COLUMNS]
     cdef ptrdiff_t row, column
-    memset(zeros, 0, sizeof(zeros))
     for row in range(row_start, min(g.m, row_start + g.row_block)):
         column = first
         while column < last:
-            store_row(g, zeros, row, column, min(TILE_COLUMNS, last - column), g.accumulate, True)
+            memset(sums, 0, sizeof(sums))
+            store_row(g, sums, row, column, min(TILE_COLUMNS, last - column), g.accumulate, True)
             column += TILE_COLUMNS
 
 
@@ -295,4 +265,5 @@ cdef void pack_panel(
         column += 1
 
 
+include "matmul/epilogue.pxi"
 include "matmul/few_rows.pxi"
