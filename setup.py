@@ -31,7 +31,8 @@ LEVELS = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"
 # Contraction to FMA is part of the design (tests hold every level to float64); nothing that breaks infinities or
 # NaN is enabled. `inline` in Cython means "inline, always": micro-kernels need their tile constants folded.
 COMMON_FLAGS = [
-    "-O3", "-g0", "-std=gnu11", "-DCYTHON_INLINE=inline __attribute__((always_inline))", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
+    "-O3", "-g0", "-std=gnu11", "-DCYTHON_INLINE=inline __attribute__((always_inline))",
+    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
     "-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-psabi",
 ]  # fmt: skip
 DIRECTIVES = {

@@ -90,8 +90,8 @@ def quickstart(
     result = trainer.fit()
     losses = result.validation_losses
     say(
-        f"\nvalidation loss {losses[0][1]:.2f} -> {losses[-1][1]:.2f} nats a piece ({losses[-1][1] / NATS_PER_BIT:.1f} bits); "
-        f"counting pieces alone would give {entropy:.2f}"
+        f"\nvalidation loss {losses[0][1]:.2f} -> {losses[-1][1]:.2f} nats a piece "
+        f"({losses[-1][1] / NATS_PER_BIT:.1f} bits); counting pieces alone would give {entropy:.2f}"
     )
 
     chapter("What it writes now")
@@ -150,15 +150,15 @@ def _show_tokenizers(text: str, say: Say) -> Tokenizer:
 
 def _show_rows(model: Transformer, tokenizer: Tokenizer, say: Say) -> None:
     table = model.parameters["embedding.weight"]
-    ids = tokenizer.encode(" Queen queen")
+    ids = [int(tokenizer.encode(word)[0]) for word in ("The", " the")]
     first = int(tokenizer.encode(SENTENCE)[0])
     say(f"The table is {table.shape[0]} rows of {table.shape[1]} numbers, random for now. Row {first} "
         f"({tokenizer.id_to_token(first)!r}) begins:")  # fmt: skip
     say("  " + " ".join(f"{value:+.3f}" for value in table[first, :8]) + " ...")
-    likeness = cosine_similarity(table[ids[0]], table[ids[-1]])
+    likeness = cosine_similarity(table[ids[0]], table[ids[1]])
     say(
-        f"Ids are labels only: {ids[0]} ({tokenizer.id_to_token(int(ids[0]))!r}) and {ids[-1]} "
-        f"({tokenizer.id_to_token(int(ids[-1]))!r}) are strangers, cosine {float(likeness):+.2f}."
+        f"Ids are labels only: {ids[0]} ({tokenizer.id_to_token(ids[0])!r}) and {ids[1]} "
+        f"({tokenizer.id_to_token(ids[1])!r}) are strangers, cosine {float(likeness):+.2f}."
     )
 
 

@@ -17,8 +17,10 @@ _HALF, _ZERO, _ONE, _FOUR = np.float32(0.5), np.float32(0), np.float32(1), np.fl
 _SQRT_HALF, _NORMAL = np.float32(0.70710678118654752), np.float32(0.39894228040143268)
 _TANH_LINEAR, _TANH_CUBIC, _TANH_SLOPE = np.float32(1.5957691216), np.float32(0.0713548163), np.float32(0.2140644488)
 
-# No "reassoc": the polynomials keep their order. LLVM inlines the calls all the same.
-_formula = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+# No "reassoc": the polynomials keep their order. A formula becomes part of the loop that calls it (LLVM alone would
+# leave the longer ones as calls, and a loop with a call in it is not made of vectors).
+_formula = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", inline="always")
+_row = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 
 
 @_formula
@@ -72,7 +74,7 @@ def silu_derivative(x):
     return x * s * (_ONE - s) + s
 
 
-@_formula
+@_row
 def activate(x, activation):
     """x: float32 [n] becomes act(x) in place."""
     if activation == GELU:
@@ -89,7 +91,7 @@ def activate(x, activation):
             x[i] = _ZERO if x[i] < _ZERO else x[i]
 
 
-@_formula
+@_row
 def derivative(x, activation):
     """x: float32 [n] becomes act'(x) in place."""
     if activation == GELU:

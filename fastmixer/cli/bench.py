@@ -14,7 +14,9 @@ from fastmixer.cli import options
     "--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Interleaved rounds a workload."
 )
 @click.option("--every-level", is_flag=True, help="A column for each native instruction-set level.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
+)
 @options.threads
 def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path | None) -> None:
     """Time OP... (default: all) in NumPy, Numba and Cython, interleaved, over the measured peak.

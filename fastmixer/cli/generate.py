@@ -14,7 +14,9 @@ from fastmixer.cli import options
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest every time.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Only the k likeliest (0: all).")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Only the likeliest that make up this part.")
-@click.option("--min-p", type=float, default=0.0, show_default=True, help="Only those this likely beside the likeliest.")
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True, help="Only those this likely beside the likeliest."
+)
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
 @click.option("--seed", type=int, help="The same seed writes the same text.")
 @click.option("--stop", multiple=True, help="End before this text (may be given several times).")
@@ -28,17 +30,17 @@ def generate(folder: Path, prompt: str, stop: tuple[str, ...], stats: bool, **ch
       fastmixer generate runs/book "Alice was"
       fastmixer generate runs/book "Alice was" --temperature 0 --max-new-tokens 40
     """
-    import time
-
     from fastmixer.model import load
 
-    model = load(folder)
-    start, count = time.perf_counter(), 0
-    pieces = model.stream(prompt, stop=stop or None, **choices)
+    pieces = load(folder).stream(prompt, stop=stop or None, **choices)
     click.echo(prompt, nl=False)
     for piece in pieces:
         click.echo(piece, nl=False)
-        count += len(model.tokenizer.encode(piece)) if model.tokenizer is not None else 0
     click.echo()
     if stats:
-        click.echo(f"about {count / (time.perf_counter() - start):,.0f} tokens/s", err=True)
+        details = pieces.details
+        read, wrote = details.prefill_tokens_per_second, details.decode_tokens_per_second
+        click.echo(
+            f"{len(details.tokens)} tokens, end: {details.finish_reason}; read {read:,.0f}, wrote {wrote:,.0f} tokens/s",
+            err=True,
+        )

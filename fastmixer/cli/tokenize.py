@@ -12,7 +12,10 @@ import click
 )
 @click.option("--vocab-size", type=int, default=4096, show_default=True, help="Pieces for words and bpe.")
 @click.option(
-    "--tokenizer", "tokenizer_path", type=click.Path(path_type=Path), help="Show this tokenizer.json (or folder) instead."
+    "--tokenizer",
+    "tokenizer_path",
+    type=click.Path(path_type=Path),
+    help="Show this tokenizer.json (or folder) instead.",
 )
 def tokenize(text: str, path: Path | None, vocab_size: int, tokenizer_path: Path | None) -> None:
     """Show the pieces and ids of TEXT, and tokens per word: characters, whole words, subwords.
@@ -44,7 +47,9 @@ def tokenize(text: str, path: Path | None, vocab_size: int, tokenizer_path: Path
         click.echo(
             f"{tokenizer.kind}: {len(ids)} tokens, {len(ids) / words:.2f} a word, vocabulary {tokenizer.vocab_size:,}"
         )
-        click.echo(columns([(repr(piece)[1:-1].replace(" ", "␣"), str(i)) for piece, i in zip(pieces, ids, strict=True)]))
+        click.echo(
+            columns([(repr(piece)[1:-1].replace(" ", "␣"), str(i)) for piece, i in zip(pieces, ids, strict=True)])
+        )
         click.echo()
 
 

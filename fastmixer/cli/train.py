@@ -1,11 +1,16 @@
 """`fastmixer train`: text files in, a run folder out. Knows only how to ask, to set up and to print."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmixer.cli import options
+
+if TYPE_CHECKING:
+    from fastmixer.train import Trainer
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
@@ -44,7 +49,9 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 @click.option("--tensorboard", is_flag=True, help='Also log for TensorBoard (needs "fastmixer[tensorboard]").')
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Show a progress bar.")
 @options.threads
-def train(text: tuple[Path, ...], out: Path, resume: bool, tensorboard: bool, progress: bool, **choices: object) -> None:
+def train(
+    text: tuple[Path, ...], out: Path, resume: bool, tensorboard: bool, progress: bool, **choices: object
+) -> None:
     """Train a model on TEXT files (.txt, or .jsonl with one text a line). Ctrl-C finishes the step and saves.
 
     \b
@@ -82,7 +89,9 @@ def train(text: tuple[Path, ...], out: Path, resume: bool, tensorboard: bool, pr
     click.echo(f'saved in {out}; try: fastmixer generate {out} "Once"')
 
 
-def _new_trainer(text: tuple[Path, ...], out: Path, tensorboard: bool, progress: bool, choices: dict) -> object:
+def _new_trainer(
+    text: tuple[Path, ...], out: Path, tensorboard: bool, progress: bool, choices: dict[str, Any]
+) -> "Trainer":
     from fastmixer.data import write_dataset
     from fastmixer.model import ModelConfig, Transformer
     from fastmixer.text import KINDS, Tokenizer, train_tokenizer
@@ -116,6 +125,4 @@ def _new_trainer(text: tuple[Path, ...], out: Path, tensorboard: bool, progress:
     )
     config = ModelConfig.from_dict({**config.to_dict(), "vocab": tokenizer.vocab_size})
     model = Transformer(config, seed=settings.seed, tokenizer=tokenizer)
-    from dataclasses import asdict
-
     return Trainer(model, tokenizer, data, folder=out, tensorboard=tensorboard, progress=progress, **asdict(settings))

@@ -61,11 +61,13 @@ class TokenShard:
         if width not in (2, 4):
             raise ValueError(f"{path}: bytes an id must be 2 or 4; got {width}")
         if size != HEADER_BYTES + width * count:
-            raise ValueError(f"{path}: count says {count} ids, {HEADER_BYTES + width * count} bytes; the file has {size}")
+            raise ValueError(
+                f"{path}: count says {count} ids, {HEADER_BYTES + width * count} bytes; the file has {size}"
+            )
         if count == 0:
             return cls(path, np.empty(0, f"<u{width}"), vocab, digest)
         tokens = np.memmap(path, dtype=f"<u{width}", mode="r", offset=HEADER_BYTES, shape=(count,))
-        if zlib.crc32(tokens) != data_crc:
+        if zlib.crc32(tokens.data) != data_crc:
             raise ValueError(f"{path}: the ids are damaged: their checksum is not {data_crc:#010x}")
         return cls(path, tokens, vocab, digest)
 
@@ -138,7 +140,7 @@ def open_dataset(folder: str | Path) -> Dataset:
 def write_shard(path: Path, tokens: np.ndarray, vocab: int, digest: bytes) -> None:
     """One shard file from tokens: uint16 or uint32 [count]."""
     tokens = np.ascontiguousarray(tokens)
-    header = HEADER.pack(MAGIC, VERSION, tokens.itemsize, len(tokens), vocab, digest, zlib.crc32(tokens))
+    header = HEADER.pack(MAGIC, VERSION, tokens.itemsize, len(tokens), vocab, digest, zlib.crc32(tokens.data))
     header += struct.pack("<I", zlib.crc32(header))
     with path.open("wb") as file:
         file.write(header.ljust(HEADER_BYTES, b"\0"))

@@ -61,6 +61,32 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """A linear map's weight: float32 [in, out] and bias: float32 [out], or None, and where their gradients go."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    d_weight: np.ndarray
+    d_bias: np.ndarray | None
+
+    @classmethod
+    def of(cls, parameters: Parameters, name: str) -> "Linear":
+        """The linear map of this name."""
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        return cls(parameters[weight], parameters.get(bias), parameters.gradient(weight), parameters.get_gradient(bias))
+
+    def forward(
+        self, x: np.ndarray, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """x: [tokens, in] -> x W + bias + residual: [tokens, out]."""
+        return linear(x, self.weight, self.bias, residual=residual, out=out)
+
+    def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray) -> np.ndarray:
+        """d_out: [tokens, out] -> d_x: [tokens, in]; the parameters' gradients are added."""
+        return linear_backward(d_out, x, self.weight, self.d_weight, self.d_bias, d_x=d_x)
+
+
+@dataclass(frozen=True)
 class Rotary:
     """cos, sin: [context, head_dim / 2], or both None where positions do not rotate."""
 
@@ -81,22 +107,21 @@ class Layer:
         self.config, self.index, self.rotary = config, index, rotary
         self.attention_norm = Norm.of(config, parameters, f"{prefix}.attention_norm")
         self.feedforward_norm = Norm.of(config, parameters, f"{prefix}.feedforward_norm")
-        self.weights = {
-            part: parameters.get(f"{prefix}.{part}")
-            for name in ("attention.qkv", "attention.output", "feedforward.gate", "feedforward.up", "feedforward.down")
-            for part in (f"{name}.weight", f"{name}.bias")
-        }
-        self.gradients = {part: parameters.get_gradient(f"{prefix}.{part}") for part in self.weights}
+        self.qkv = Linear.of(parameters, f"{prefix}.attention.qkv")
+        self.attention_output = Linear.of(parameters, f"{prefix}.attention.output")
+        self.gate = Linear.of(parameters, f"{prefix}.feedforward.gate") if config.gated else None
+        self.up = Linear.of(parameters, f"{prefix}.feedforward.up")
+        self.down = Linear.of(parameters, f"{prefix}.feedforward.down")
 
     # ---- training ----
 
     def forward(self, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None) -> np.ndarray:
         """x: [tokens, dim] -> saved.out: [tokens, dim]. seed: of this step's dropout, None to drop nothing."""
-        config, weights = self.config, self.weights
+        config = self.config
         rate = 0.0 if seed is None else config.dropout
 
         _, saved.attention_norm_saved = self.attention_norm.forward(x, saved.attention_normed)
-        linear(saved.attention_normed, weights["attention.qkv.weight"], weights["attention.qkv.bias"], out=saved.qkv)
+        self.qkv.forward(saved.attention_normed, out=saved.qkv)
         q, k, v = split_heads(saved.qkv, config, space.batch, space.time)
         self.rotary.turn(q)
         self.rotary.turn(k)
@@ -106,7 +131,7 @@ class Layer:
             out=attended, return_saved=True,
         )  # fmt: skip
         self._add_branch(
-            x, saved.middle, rate, self._seed(seed, ATTENTION_BRANCH), self._attention_output, saved.attended
+            x, saved.middle, rate, self._seed(seed, ATTENTION_BRANCH), self.attention_output.forward, saved.attended
         )
 
         _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.middle, saved.feedforward_normed)
@@ -120,27 +145,17 @@ class Layer:
         self, d_out: np.ndarray, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None
     ) -> np.ndarray:
         """d_out: [tokens, dim] of this layer's out -> d_x in the same memory; parameters' gradients are added."""
-        config, weights, gradients = self.config, self.weights, self.gradients
+        config = self.config
         rate = 0.0 if seed is None else config.dropout
 
         d_branch = self._through_dropout(d_out, space, rate, self._seed(seed, FEEDFORWARD_BRANCH))
-        d_normed = feedforward_backward(
-            d_branch, saved.feedforward_normed, weights["feedforward.up.weight"], weights["feedforward.down.weight"],
-            saved.feedforward_saved, config.activation, w_gate=weights["feedforward.gate.weight"],
-            d_w_up=gradients["feedforward.up.weight"], d_b_up=gradients["feedforward.up.bias"],
-            d_w_down=gradients["feedforward.down.weight"], d_b_down=gradients["feedforward.down.bias"],
-            d_w_gate=gradients["feedforward.gate.weight"], d_b_gate=gradients["feedforward.gate.bias"],
-            d_x=space.d_branch, scratch=space.d_feedforward,
-        )  # fmt: skip
+        d_normed = self._feedforward_backward(d_branch, saved, space)
         d_middle = self.feedforward_norm.backward(
             d_normed, saved.middle, saved.feedforward_norm_saved, d_out, space.d_middle
         )
 
         d_branch = self._through_dropout(d_middle, space, rate, self._seed(seed, ATTENTION_BRANCH))
-        d_attended = linear_backward(
-            d_branch, saved.attended, weights["attention.output.weight"], gradients["attention.output.weight"],
-            gradients["attention.output.bias"], d_x=space.d_branch,
-        )  # fmt: skip
+        d_attended = self.attention_output.backward(d_branch, saved.attended, space.d_branch)
         q, k, v = split_heads(saved.qkv, config, space.batch, space.time)
         d_q, d_k, d_v = split_heads(space.d_qkv, config, space.batch, space.time)
         attention_backward(
@@ -150,20 +165,17 @@ class Layer:
         )  # fmt: skip
         self.rotary.turn(d_k, inverse=True)
         self.rotary.turn(d_q, inverse=True)
-        d_normed = linear_backward(
-            space.d_qkv, saved.attention_normed, weights["attention.qkv.weight"], gradients["attention.qkv.weight"],
-            gradients["attention.qkv.bias"], d_x=space.d_branch,
-        )  # fmt: skip
+        d_normed = self.qkv.backward(space.d_qkv, saved.attention_normed, space.d_branch)
         return self.attention_norm.backward(d_normed, x, saved.attention_norm_saved, d_middle, d_out)
 
     # ---- inference ----
 
     def forward_cached(self, x: np.ndarray, cache: LayerCache, positions: np.ndarray) -> np.ndarray:
         """x: [batch * time, dim] at positions: int64 [batch, time], after what the cache holds; [batch * time, dim]."""
-        config, weights = self.config, self.weights
+        config = self.config
         batch, time = positions.shape
         normed, _ = self.attention_norm.forward(x)
-        qkv = linear(normed, weights["attention.qkv.weight"], weights["attention.qkv.bias"])
+        qkv = self.qkv.forward(normed)
         q, k, v = split_heads(qkv, config, batch, time)
         self.rotary.turn(q, positions)
         self.rotary.turn(k, positions)
@@ -173,28 +185,30 @@ class Layer:
             q, keys, values, causal=True, window=config.window, key_counts=counts,
             out=join_heads(attended, config, batch, time),
         )  # fmt: skip
-        middle = self._attention_output(attended, residual=x)
+        middle = self.attention_output.forward(attended, residual=x)
         normed, _ = self.feedforward_norm.forward(middle)
         return self._feedforward(normed, None, residual=middle)
 
     # ---- parts ----
 
-    def _attention_output(
-        self, attended: np.ndarray, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
-    ) -> np.ndarray:
-        weights = self.weights
-        return linear(
-            attended, weights["attention.output.weight"], weights["attention.output.bias"], residual=residual, out=out
-        )
-
     def _feedforward(
         self, normed: np.ndarray, saved: Any, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        weights = self.weights
+        w_gate, b_gate = (self.gate.weight, self.gate.bias) if self.gate else (None, None)
         return feedforward(
-            normed, weights["feedforward.up.weight"], weights["feedforward.up.bias"], weights["feedforward.down.weight"],
-            weights["feedforward.down.bias"], self.config.activation, w_gate=weights["feedforward.gate.weight"],
-            b_gate=weights["feedforward.gate.bias"], residual=residual, out=out, saved=saved,
+            normed, self.up.weight, self.up.bias, self.down.weight, self.down.bias, self.config.activation,
+            w_gate=w_gate, b_gate=b_gate, residual=residual, out=out, saved=saved,
+        )  # fmt: skip
+
+    def _feedforward_backward(self, d_out: np.ndarray, saved: LayerActivations, space: Workspace) -> np.ndarray:
+        w_gate, d_w_gate, d_b_gate = (
+            (self.gate.weight, self.gate.d_weight, self.gate.d_bias) if self.gate else (None,) * 3
+        )
+        return feedforward_backward(
+            d_out, saved.feedforward_normed, self.up.weight, self.down.weight, saved.feedforward_saved,
+            self.config.activation, w_gate=w_gate, d_w_up=self.up.d_weight, d_b_up=self.up.d_bias,
+            d_w_down=self.down.d_weight, d_b_down=self.down.d_bias, d_w_gate=d_w_gate, d_b_gate=d_b_gate,
+            d_x=space.d_branch, scratch=space.d_feedforward,
         )  # fmt: skip
 
     def _add_branch(self, x: np.ndarray, out: np.ndarray, rate: float, seed: int, branch: Any, *inputs: Any) -> None:

@@ -1,5 +1,6 @@
 """What a transformer is made of: sizes and choices, checked once. Knows nothing of arrays."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -49,7 +50,9 @@ class ModelConfig:
                 raise ValueError(f"ModelConfig: {name} must be an integer >= 1; got {value!r}")
         for name, choices in (("norm", NORMS), ("positions", POSITIONS), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"ModelConfig: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"ModelConfig: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
+                )
         if self.dim % self.heads:
             raise ValueError(f"ModelConfig: heads must divide dim; got {self.heads} heads for dim {self.dim}")
         if self.heads % self.kv_heads:
@@ -60,12 +63,17 @@ class ModelConfig:
             raise ValueError(f"ModelConfig: rotary positions need an even head_dim; got {self.head_dim}")
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"ModelConfig: sinusoidal positions need an even dim; got {self.dim}")
-        if not 0 <= self.dropout < 1:
+        for name in ("gated", "bias", "tied_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"ModelConfig: {name} must be true or false; got {getattr(self, name)!r}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"ModelConfig: dropout must be >= 0 and < 1; got {self.dropout!r}")
-        if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
             raise ValueError(f"ModelConfig: window must be an integer >= 1 or None; got {self.window!r}")
-        if not self.norm_epsilon >= 0:
-            raise ValueError(f"ModelConfig: norm_epsilon must be >= 0; got {self.norm_epsilon!r}")
+        if not _is_number(self.norm_epsilon) or self.norm_epsilon < 0:
+            raise ValueError(f"ModelConfig: norm_epsilon must be a finite number >= 0; got {self.norm_epsilon!r}")
+        if not _is_number(self.rotary_base) or self.rotary_base <= 0:
+            raise ValueError(f"ModelConfig: rotary_base must be a finite number > 0; got {self.rotary_base!r}")
 
     @property
     def head_dim(self) -> int:
@@ -87,7 +95,8 @@ class ModelConfig:
         multiplied = sum(
             _product(shape)
             for name, shape in parameter_shapes(self)
-            if len(shape) == 2 and not (name == "positions.weight" or (name == "embedding.weight" and not self.tied_head))
+            if len(shape) == 2
+            and not (name == "positions.weight" or (name == "embedding.weight" and not self.tied_head))
         )
         attention = 6.0 * self.layers * time * self.dim  # causal: 2 products of T/2 keys a token, 3 times for backward
         return batch * time * (6.0 * multiplied + attention)
@@ -161,6 +170,10 @@ def parameter_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
     if not config.tied_head:
         shapes.append(("head.weight", (config.vocab, dim)))
     return shapes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -56,8 +56,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of one prompt. tokens: the new ids; finish_reason: "eos", "stop" (a stop string), "length" (the asked
-    number, or the end of the context). The rates are those of the whole call."""
+    """What came of one prompt. tokens: the new ids, with those of a stop string but without the end-of-text token;
+    finish_reason: "eos", "stop" (a stop string, which the text leaves out), "length" (the asked number, or the end of
+    the context). The rates are those of the whole call, all prompts together."""
 
     text: str
     tokens: list[int]
@@ -83,28 +84,37 @@ def generate(
     writers = _Writers(model, prompts, Options(**options))
     while writers.active:
         writers.step()
-    results = [Generation(writer.text, writer.tokens, writer.finish_reason, *writers.rates()) for writer in writers.all]
+    results = writers.results()
     found = results if return_details else [result.text for result in results]
     return found[0] if isinstance(prompt, str) else found  # type: ignore[return-value]
 
 
-def stream(model: "Transformer", prompt: str, **options: Any) -> Iterator[str]:
+class TextStream:
     """The text that follows a prompt, in pieces: held back are bytes that are no character yet, and what may turn out
     to be the beginning of a stop string. Bad options and prompts raise here, not at the first piece."""
-    if not isinstance(prompt, str):
-        raise TypeError(f"stream: prompt must be a string; got {type(prompt).__name__}")
-    writers = _Writers(model, [prompt], Options(**options))
 
-    def pieces() -> Iterator[str]:
-        shown = 0
-        while writers.active:
-            writers.step()
-            certain = writers.all[0].certain_text()
-            if len(certain) > shown:
-                yield certain[shown:]
-                shown = len(certain)
+    def __init__(self, model: "Transformer", prompt: str, **options: Any):
+        if not isinstance(prompt, str):
+            raise TypeError(f"stream: prompt must be a string; got {type(prompt).__name__}")
+        self._writers = _Writers(model, [prompt], Options(**options))
+        self._shown = 0
 
-    return pieces()
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while self._writers.active:
+            self._writers.step()
+            certain = self._writers.all[0].certain_text()
+            if len(certain) > self._shown:
+                start, self._shown = self._shown, len(certain)
+                return certain[start:]
+        raise StopIteration
+
+    @property
+    def details(self) -> Generation:
+        """What came so far: finish_reason is "" until the text has ended."""
+        return self._writers.results()[0]
 
 
 @dataclass
@@ -152,7 +162,9 @@ class _Writers:
         self.model, self.options = model, options
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed is None else options.seed
         self.all = [
-            _Writer(tokenizer, _prompt_ids(model, tokenizer, text, index), options, np.random.default_rng([seed, index]))
+            _Writer(
+                tokenizer, _prompt_ids(model, tokenizer, text, index), options, np.random.default_rng([seed, index])
+            )
             for index, text in enumerate(prompts)
         ]
         self.active = list(self.all)
@@ -182,11 +194,12 @@ class _Writers:
             self._accept()
             self.decode_seconds += time.perf_counter() - start
 
-    def rates(self) -> tuple[float, float]:
-        """Tokens a second: (read from prompts, written after the first)."""
+    def results(self) -> list[Generation]:
+        """What each prompt has come to. Rates: tokens read from prompts, tokens written after each prompt's first."""
         read = sum(len(writer.prompt_ids) for writer in self.all)
         prefill = read / self.prefill_seconds if self.prefill_seconds else 0.0
-        return prefill, self.decoded / self.decode_seconds if self.decode_seconds else 0.0
+        decode = self.decoded / self.decode_seconds if self.decode_seconds else 0.0
+        return [Generation(one.text, one.tokens, one.finish_reason, prefill, decode) for one in self.all]
 
     def _accept(self) -> None:
         """Sample a token for each active prompt and let the finished ones leave."""
@@ -194,9 +207,10 @@ class _Writers:
         options = self.options
         penalized = options.repetition_penalty != 1
         # A model may have more rows than its tokenizer has pieces: those are never written.
+        logits = self._logits[:, : self.active[0].tokenizer.vocab_size]
         sampled = sample(
-            self._logits[:, : self.active[0].tokenizer.vocab_size], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-            min_p=options.min_p, repetition_penalty=options.repetition_penalty,
+            logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
             previous_ids=self._previous_ids() if penalized else None,
             uniform=np.array([writer.rng.random() for writer in self.active]) if options.temperature > 0 else None,
         )  # fmt: skip
@@ -224,8 +238,8 @@ def _prompt_ids(model: "Transformer", tokenizer: "Tokenizer", text: Any, index: 
     ids = tokenizer.encode(text)
     if len(ids) == 0:
         ids = np.array([tokenizer.end_id])
-    if len(ids) >= model.config.context:
+    if len(ids) > model.config.context:
         raise ValueError(
-            f"generate: prompt {index} has {len(ids)} tokens; the model's context of {model.config.context} leaves no room"
+            f"generate: prompt {index} has {len(ids)} tokens, more than the model's context of {model.config.context}"
         )
     return ids

@@ -4,7 +4,6 @@ Forward and backward are written by hand over fastmixer.ops. Knows nothing of op
 wording; generation is in generate.py, folders in fastmixer.weights.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,13 @@ from fastmixer.model import generate
 from fastmixer.model.block import Layer, Norm, Rotary
 from fastmixer.model.cache import KVCache
 from fastmixer.model.config import ModelConfig, parameter_shapes
+from fastmixer.model.generate import TextStream
 from fastmixer.model.parameters import Parameters
 from fastmixer.model.workspace import Workspace, split_heads
 from fastmixer.ops.attention import attention_weights
-from fastmixer.ops.checks import Arrays
+from fastmixer.ops.checks import Arrays, check_integer, check_number
 from fastmixer.ops.cross_entropy import head_loss
-from fastmixer.ops.dropout import dropout, fold_seed
+from fastmixer.ops.dropout import check_seed, dropout, fold_seed
 from fastmixer.ops.embedding import embedding, embedding_backward, nearest
 from fastmixer.ops.matmul import linear
 from fastmixer.ops.positions import add_positions, rotary_tables, sinusoidal_table
@@ -30,28 +30,34 @@ if TYPE_CHECKING:
 
 INITIAL_DEVIATION = 0.02  # GPT-2's; projections into the residual stream are scaled by 1 / sqrt(2 layers)
 IGNORE_INDEX = -100
+HEAD_ROWS = 4  # sequences that the head reads at once when decoding: kernels add up so few rows in one order, whatever
+# their number, so that a sequence's logits are the same bits in any batch
 EMBEDDING_DROPOUT = 0  # the number of the embedding's dropout among a step's seeds; layers count from 1
 
 
 class Transformer:
-    """A transformer with random weights (seed), or those that load() put in.
+    """A transformer with random weights (seed; None leaves zeros), or those that load() put in.
 
     parameters: all weights and gradients in two flat buffers with named views; tokenizer: what text goes through in
-    generate, stream and nearest_tokens (None: ids only). dtype "float64" runs on the NumPy reference, for gradient checks.
+    generate, stream and nearest_tokens (None: ids only). dtype "float64" runs on the NumPy reference alone, for gradient
+    checks.
     Architecture: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), by configuration.
     """
 
     def __init__(
-        self, config: ModelConfig, *, seed: int = 0, tokenizer: "Tokenizer | None" = None, dtype: str = "float32"
+        self, config: ModelConfig, *, seed: int | None = 0, tokenizer: "Tokenizer | None" = None, dtype: str = "float32"
     ):
         if tokenizer is not None and tokenizer.vocab_size > config.vocab:
             raise ValueError(
                 f"Transformer: the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab is {config.vocab}"
             )
         self.config, self.tokenizer = config, tokenizer
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"Transformer: dtype must be 'float32' or 'float64'; got {dtype!r}")
         self.dtype = np.dtype(dtype)
         self.parameters = Parameters(parameter_shapes(config), self.dtype)
-        self._initialize(seed)
+        if seed is not None:
+            self._initialize(check_integer("Transformer", "seed", seed, at_least=0))
 
         rotary = Rotary(None, None)
         if config.positions == "rotary":
@@ -78,6 +84,9 @@ class Transformer:
         IndexError for an id out of range (value and position), ValueError for a shape or a time beyond the context.
         """
         ids, targets = self._check_ids("forward_backward", ids, targets)
+        check_number("forward_backward", "loss_scale", loss_scale)
+        if dropout_seed is not None:
+            check_seed("forward_backward", dropout_seed)
         space = self._space(ids)
         seed = dropout_seed if self.config.dropout > 0 else None
 
@@ -89,7 +98,9 @@ class Transformer:
             d_x=d_normed, d_weight=d_head,
         )  # fmt: skip
 
-        d_x = self._final_norm.backward(d_normed, self._last_stream(space), space.final_norm_saved, None, space.d_stream)
+        d_x = self._final_norm.backward(
+            d_normed, self._last_stream(space), space.final_norm_saved, None, space.d_stream
+        )
         for layer in reversed(self._layers):
             d_x = layer.backward(d_x, self._stream_before(space, layer.index), space.layers[layer.index], space, seed)
         self._embed_backward(ids, d_x, seed)
@@ -163,7 +174,12 @@ class Transformer:
             x = layer.forward_cached(x, cache.layer(layer.index), positions)
         cache.advance(time)
         last = np.ascontiguousarray(x.reshape(batch, time, -1)[:, -1])
-        return linear(self._final_norm.forward(last)[0], self.parameters[self._head_name], transpose_weight=True)
+        normed, _ = self._final_norm.forward(last)
+        logits = np.empty((batch, self.config.vocab), self.dtype)
+        for start in range(0, batch, HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            linear(normed[rows], self.parameters[self._head_name], transpose_weight=True, out=logits[rows])
+        return logits
 
     def generate(self, prompt: str | list[str], **options: Any) -> Any:
         """Text that goes on from a prompt, or a list of texts from a list: see fastmixer.model.generate.Options.
@@ -174,9 +190,9 @@ class Transformer:
         """
         return generate.generate(self, prompt, **options)
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """The same text piece by piece, as soon as each is certain. Options as generate's."""
-        return generate.stream(self, prompt, **options)
+    def stream(self, prompt: str, **options: Any) -> TextStream:
+        """The same text piece by piece, as soon as each is certain; its .details say what came. Options as generate's."""
+        return TextStream(self, prompt, **options)
 
     # ---- looking inside ----
 
@@ -243,7 +259,7 @@ class Transformer:
         """The model of a folder that save() or a training run wrote. Errors name file, field and value."""
         values, tensors, tokenizer = load_folder(folder)
         config = ModelConfig.from_dict(values)
-        model = cls(config, tokenizer=tokenizer)
+        model = cls(config, seed=None, tokenizer=tokenizer)
         model.set_weights(tensors, source=str(folder))
         return model
 
@@ -254,9 +270,10 @@ class Transformer:
             problem = f"tensor {missing[0]!r} is missing" if missing else f"tensor {unknown[0]!r} is unknown"
             raise ValueError(f"{source}: {problem}")
         for name in self.parameters:
-            if tensors[name].shape != self.parameters[name].shape:
+            tensor, shape = tensors[name], self.parameters[name].shape
+            if tensor.shape != shape or tensor.dtype not in (np.float32, self.dtype):
                 raise ValueError(
-                    f"{source}: tensor {name!r} must be {self.parameters[name].shape}; got {tensors[name].shape}"
+                    f"{source}: tensor {name!r} must be float32 {shape}; got {tensor.dtype.name} {tensor.shape}"
                 )
         for name in self.parameters:
             self.parameters[name][...] = tensors[name]
@@ -284,11 +301,15 @@ class Transformer:
             raise ValueError(f"{op}: ids must hold at least one token; got {ids.shape}")
         if targets is not None:
             targets = arrays.check_ids("targets", targets, "batch time", self.config.vocab, IGNORE_INDEX)
+            if (targets == IGNORE_INDEX).all():
+                raise ValueError(f"{op}: targets must hold at least one that counts; all are {IGNORE_INDEX}")
         return ids, targets
 
     def _space(self, ids: np.ndarray) -> Workspace:
-        if self._workspace is None or not self._workspace.fits(*ids.shape):
-            self._workspace = Workspace(self.config, *ids.shape, self.dtype)
+        batch, time = ids.shape
+        if self._workspace is None or not self._workspace.fits(batch, time):
+            self._workspace = None  # let the old arrays go before new ones are made
+            self._workspace = Workspace(self.config, batch, time, self.dtype)
         return self._workspace
 
     def _stream_before(self, space: Workspace, layer: int) -> np.ndarray:

@@ -6,6 +6,7 @@ shapes only.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,13 @@ class LayerActivations:
     """What one layer's forward leaves for its backward; tokens = batch * time."""
 
     attention_normed: np.ndarray  # [tokens, dim]
-    attention_norm_saved: object  # what the norm saved
+    attention_norm_saved: Any  # what the norm saved
     qkv: np.ndarray  # [tokens, qkv_width], q and k already rotated
     attended: np.ndarray  # [tokens, dim]
-    log_sum_exp: np.ndarray | None  # [batch, heads, time]
+    log_sum_exp: Any  # [batch, heads, time], what attention saved
     middle: np.ndarray  # [tokens, dim]: the residual stream between the branches
     feedforward_normed: np.ndarray  # [tokens, dim]
-    feedforward_norm_saved: object
+    feedforward_norm_saved: Any
     feedforward_saved: FeedForwardSaved
     out: np.ndarray  # [tokens, dim]: the residual stream after the layer
 
@@ -52,7 +53,7 @@ class Workspace:
             for _ in range(config.layers)
         ]
         self.final_normed = self._new(config.dim)
-        self.final_norm_saved: object = None
+        self.final_norm_saved: Any = None
 
     def fits(self, batch: int, time: int) -> bool:
         """Whether these arrays are of this shape."""
@@ -98,7 +99,9 @@ class Workspace:
         return FeedForwardSaved(self._new(hidden), self._new(hidden), self._new(hidden) if self.config.gated else None)
 
 
-def split_heads(qkv: np.ndarray, config: ModelConfig, batch: int, time: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_heads(
+    qkv: np.ndarray, config: ModelConfig, batch: int, time: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Views q [batch, heads, time, head_dim] and k, v [batch, kv_heads, time, head_dim] of qkv [tokens, qkv_width]."""
     rows = qkv.reshape(batch, time, config.heads + 2 * config.kv_heads, config.head_dim).transpose(0, 2, 1, 3)
     q_end, k_end = config.heads, config.heads + config.kv_heads

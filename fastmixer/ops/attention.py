@@ -29,11 +29,37 @@ class _Checked(NamedTuple):
 
 @overload
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, return_saved: Literal[False] = ..., **options: Any
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    window: int | None = ...,
+    dropout: float = ...,
+    seed: int = ...,
+    query_starts: np.ndarray | None = ...,
+    key_starts: np.ndarray | None = ...,
+    key_counts: np.ndarray | None = ...,
+    out: np.ndarray | None = ...,
+    return_saved: Literal[False] = ...,
 ) -> np.ndarray: ...
 @overload
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, return_saved: Literal[True], **options: Any
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    window: int | None = ...,
+    dropout: float = ...,
+    seed: int = ...,
+    query_starts: np.ndarray | None = ...,
+    key_starts: np.ndarray | None = ...,
+    key_counts: np.ndarray | None = ...,
+    out: np.ndarray | None = ...,
+    return_saved: Literal[True],
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def attention(
     q: np.ndarray,
@@ -200,7 +226,9 @@ def _limit_keys(checked: _Checked, key_counts: Any, packed: bool) -> None:
     if packed:
         raise ValueError("attention: key_counts is for batches, key_starts for packed sequences; got both")
     if counts.dtype.kind not in "iu" or counts.shape != (batch,):
-        raise TypeError(f"attention: key_counts must be integer [batch={batch}]; got {counts.dtype.name} {counts.shape}")
+        raise TypeError(
+            f"attention: key_counts must be integer [batch={batch}]; got {counts.dtype.name} {counts.shape}"
+        )
     if ((counts < 0) | (counts > keys)).any():
         raise ValueError(f"attention: key_counts must be 0..{keys}; got {counts.tolist()}")
     checked.spans[:, 4] = counts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmixer.text.files import read_text
+from fastmixer.text.files import lone_surrogate, pieces_of, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -29,7 +29,8 @@ SMALLEST_BPE = 257  # 256 bytes and the end-of-text token
 
 
 class Tokenizer:
-    """Text to ids and back. Made by train_tokenizer or Tokenizer.load; vocab_size pieces, end_id marks a text's end."""
+    """Text to ids and back. Made by train_tokenizer or Tokenizer.load; ids are below vocab_size, end_id marks a text's
+    end, kind is one of KINDS."""
 
     def __init__(self, inner: "tokenizers.Tokenizer"):
         self._inner = inner
@@ -38,21 +39,40 @@ class Tokenizer:
         if end is None:
             raise ValueError(f"tokenizer: the vocabulary has no {END!r} token")
         self.end_id: int = end
-        self.vocab_size: int = inner.get_vocab_size()
+        self.vocab_size: int = 1 + max(inner.get_vocab().values())  # other people's vocabularies may have holes
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of text: int64 [tokens]. A special token written out in the text counts as that token."""
-        if not isinstance(text, str):
-            raise TypeError(f"encode: text must be a string; got {type(text).__name__}")
+        """The ids of text: int64 [tokens]. A special token written out in the text counts as that token.
+
+        Raises TypeError, or ValueError for half a surrogate pair.
+        """
+        _check_text("encode", text)
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int64)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, encoded in parallel."""
-        return [np.array(e.ids, np.int64) for e in self._inner.encode_batch(texts, add_special_tokens=False)]
+        """The ids of each text, int64 [tokens], encoded in parallel. Raises as encode does."""
+        if isinstance(texts, str):
+            raise TypeError("encode_batch: texts must be a list of strings; got one string")
+        for index, text in enumerate(texts):
+            _check_text(f"encode_batch: text {index}", text)
+        return [np.array(e.ids, np.int64) for e in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD, the end-of-text token nothing."""
-        return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
+        """The text of ids [tokens]; bytes that are no UTF-8 become U+FFFD, the end-of-text token nothing.
+
+        Raises TypeError for what is not a row of integers, IndexError naming id and position for one out of range.
+        """
+        row = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+        if row.size == 0:
+            return ""
+        if row.ndim != 1 or row.dtype.kind not in "iu":
+            raise TypeError(f"decode: ids must be integers [tokens]; got {row.dtype} {row.shape}")
+        wrong = np.flatnonzero((row < 0) | (row >= self.vocab_size))
+        if len(wrong):
+            raise IndexError(
+                f"decode: ids[{wrong[0]}] is {row[wrong[0]]}, out of range; expected 0..{self.vocab_size - 1}"
+            )
+        return self._inner.decode(row.tolist(), skip_special_tokens=True)
 
     def pieces(self, text: str) -> list[str]:
         """The pieces of text as a reader would write them (a space is a space, not a stand-in)."""
@@ -103,7 +123,7 @@ class Tokenizer:
             raise ValueError(f"{path} is not JSON: {error}") from error
         try:
             inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:
+        except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         return cls(inner)
 
@@ -115,16 +135,19 @@ def train_tokenizer(
 
     kind: "characters" (vocab_size is an upper limit), "words" (the most frequent, others become <unk>) or "bpe"
     (byte-level; Sennrich et al. 2016, arXiv 1508.07909, over bytes as in GPT-2). Where the text cannot yield vocab_size
-    pieces there are fewer, with a warning for bpe. Raises ValueError for empty text, an unknown kind or a small vocab_size.
+    pieces there are fewer, with a warning for bpe. Raises ValueError for empty text, a file that is not text, an unknown
+    kind or a small vocab_size; TypeError for what is neither string nor Path.
     """
     if kind not in KINDS:
         raise ValueError(f"train_tokenizer: kind must be one of {', '.join(KINDS)}; got {kind!r}")
     smallest = SMALLEST_BPE if kind == "bpe" else 3
     if not isinstance(vocab_size, int) or vocab_size < smallest:
         raise ValueError(f"train_tokenizer: vocab_size must be an integer >= {smallest} for {kind}; got {vocab_size!r}")
-    strings = list(_strings(texts))
+    sources = [texts] if isinstance(texts, (str, Path)) else list(texts)
+    strings = list(_strings(sources))
     if not any(text.strip() for text in strings):
-        raise ValueError("train_tokenizer: the text is empty")
+        names = ", ".join(str(source) for source in sources if isinstance(source, Path))
+        raise ValueError("train_tokenizer: the text is empty" + (f": {names}" if names else ""))
     train = {"characters": _train_characters, "words": _train_words, "bpe": _train_bpe}[kind]
     tokenizer = Tokenizer(train(strings, vocab_size))
     if kind == "bpe" and tokenizer.vocab_size < vocab_size:
@@ -148,7 +171,7 @@ def _train_bpe(texts: list[str], vocab_size: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
     return inner
 
 
@@ -167,7 +190,9 @@ def _list_pieces(texts: list[str], vocab_size: int, pattern: str) -> Any:
     from tokenizers import Tokenizer as Inner
 
     splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    counts = Counter(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
+    # No match goes beyond a line, and lines keep the library's list of places short.
+    lines = (line for text in texts for line in text.splitlines(keepends=True))
+    counts = Counter(piece for line in lines for piece, _ in splitter.pre_tokenize_str(line))
     frequent = sorted(counts, key=lambda piece: (-counts[piece], piece))[: vocab_size - 2]
     inner = Inner(models.WordLevel({END: 0, UNKNOWN: 1, **{p: 2 + i for i, p in enumerate(frequent)}}, UNKNOWN))
     inner.pre_tokenizer = splitter
@@ -176,9 +201,19 @@ def _list_pieces(texts: list[str], vocab_size: int, pattern: str) -> Any:
     return inner
 
 
-def _strings(texts: str | Path | Iterable[str | Path]) -> Iterator[str]:
-    for text in [texts] if isinstance(texts, (str, Path)) else texts:
-        yield read_text(text) if isinstance(text, Path) else text
+def _strings(sources: Iterable[str | Path]) -> Iterator[str]:
+    for source in sources:
+        text = read_text(source) if isinstance(source, Path) else source
+        _check_text("train_tokenizer", text)
+        yield text
+
+
+def _check_text(op: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{op}: text must be a string; got {type(text).__name__}")
+    place = lone_surrogate(text)
+    if place is not None:
+        raise ValueError(f"{op}: character {place} is {text[place]!r}, half a surrogate pair; no text holds that alone")
 
 
 def _kind(inner: Any) -> str:

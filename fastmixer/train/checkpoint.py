@@ -21,7 +21,9 @@ from fastmixer.weights.folder import CHECKPOINTS, WEIGHTS, newest_checkpoint, re
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
-def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: AdamW, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    run: Path, step: int, model: Transformer, optimizer: AdamW, state: dict[str, Any], keep: int
+) -> Path:
     """Write run/checkpoints/step-<step> and delete all but the newest `keep`, once the new one is on the disk.
 
     state: JSON-able, what the loop needs to go on. Raises OSError (a full disk, say) with every older checkpoint intact.
@@ -31,7 +33,9 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: AdamW, 
         parameters = model.parameters
         write_model(folder, model.config.to_dict(), {name: parameters[name] for name in parameters}, model.tokenizer)
         write_tensors(folder / OPTIMIZER, {"m": optimizer.m, "v": optimizer.v})
-        files = {path.name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for path in sorted(folder.iterdir())}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for path in sorted(folder.iterdir())
+        }
         write_json(
             folder / STATE,
             {

@@ -252,7 +252,14 @@ class Trainer:
             self._without_better += 1
 
     def _report(
-        self, result: TrainResult, metrics: MetricsWriter, bar: Any, loss: float, norm: float, rate: float, seconds: float
+        self,
+        result: TrainResult,
+        metrics: MetricsWriter,
+        bar: Any,
+        loss: float,
+        norm: float,
+        rate: float,
+        seconds: float,
     ) -> None:
         settings = self.settings
         tokens = settings.accumulate * settings.batch * settings.time

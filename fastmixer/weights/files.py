@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".writing-"
+OLD_PREFIX = f"{TEMPORARY_PREFIX}old-"  # what stood there, for the moment between two renames
 
 
 def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
@@ -31,8 +32,9 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    old = folder.parent / f"{TEMPORARY_PREFIX}old-{folder.name}-{os.getpid()}"
+    old = folder.parent / f"{OLD_PREFIX}{folder.name}"
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
     sync(folder.parent)
@@ -41,7 +43,12 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def remove_leftovers(parent: str | Path) -> None:
-    """Delete temporary folders that a killed process left in parent."""
+    """Clean up after a process that was killed in replace_folder: what it had moved aside and not yet replaced comes
+    back under its name, and temporary folders go."""
+    for old in Path(parent).glob(f"{OLD_PREFIX}*"):
+        folder = old.with_name(old.name.removeprefix(OLD_PREFIX))
+        if not folder.exists():
+            old.rename(folder)
     for path in Path(parent).glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 

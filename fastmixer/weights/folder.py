@@ -28,7 +28,17 @@ def write_model(
 def save_folder(
     folder: str | Path, config: dict[str, Any], tensors: dict[str, np.ndarray], tokenizer: "Tokenizer | None"
 ) -> None:
-    """Write a model folder, all or nothing: what stood there is replaced only once the new one is on the disk."""
+    """Write a model folder, all or nothing: a model that stood there is replaced only once the new one is on the disk.
+
+    FileExistsError if folder holds anything that is not a model's: nothing else is ever deleted.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        if not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG, WEIGHTS, TOKENIZER))
+        if others:
+            raise FileExistsError(f"{folder} holds {others[0]!r}, which is no part of a model; choose another folder")
     replace_folder(folder, lambda temporary: write_model(temporary, config, tensors, tokenizer))
 
 

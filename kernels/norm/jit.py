@@ -179,9 +179,7 @@ def rmsnorm_backward(d_out, x, weight, inverse_rms, d_residual, d_x, d_weight, p
     def task(block):
         rows = blocks[block]
         residual = None if d_residual is None else d_residual[rows]
-        _rmsnorm_backward_block(
-            d_out[rows], x[rows], weight, inverse_rms[rows], residual, d_x[rows], partial[block]
-        )
+        _rmsnorm_backward_block(d_out[rows], x[rows], weight, inverse_rms[rows], residual, d_x[rows], partial[block])
 
     parallel_for(task, len(blocks))
     _add_partial(partial, d_weight, None)

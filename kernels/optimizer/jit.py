@@ -34,9 +34,7 @@ def adamw(
 ):  # fmt: skip
     """One AdamW step, in place. p, m, v, g: float [n]; step counts from 1; g is written only if zero_gradient."""
     factors = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
-    scalars = [
-        p.dtype.type(value) for value in (*factors, beta1, 1 - beta1, beta2, 1 - beta2, epsilon, gradient_scale)
-    ]
+    scalars = [p.dtype.type(value) for value in (*factors, beta1, 1 - beta1, beta2, 1 - beta2, epsilon, gradient_scale)]
 
     def task(block):
         part = _part(block)
