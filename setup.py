@@ -198,8 +198,9 @@ setup(
     package_dir={"fastmixer": "fastmixer", "fastmixer.kernels": "kernels"},
     package_data={
         "fastmixer": ["py.typed", "assets/*"],
-        **{name: ["*.pyi", "*.pyx", "*.pxi", "*.h", "*.md"] for name in kernel_packages},
+        **{name: ["*.pyi"] for name in kernel_packages},
     },
+    include_package_data=False,  # sources of kernels are for the sdist
     # Filled in by BuildKernels once the compiler has been probed.
     ext_modules=[Extension("fastmixer.kernels.threads.native", [])],
     cmdclass={"build_ext": BuildKernels},
