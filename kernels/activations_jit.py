@@ -47,11 +47,6 @@ def gelu(x):
 
 
 @_formula
-def gelu_derivative(x):
-    return _HALF * (_ONE + erf(x * _SQRT_HALF)) + x * _NORMAL * exp_float32(-_HALF * x * x)
-
-
-@_formula
 def gelu_tanh(x):
     """x * sigmoid(2u) is 0.5 x (1 + tanh(u)) with one exponential and no cancellation."""
     return x * sigmoid(x * (x * x * _TANH_CUBIC + _TANH_LINEAR))
@@ -92,20 +87,23 @@ def activate(x, activation):
 
 
 @_row
-def derivative(x, activation):
-    """x: float32 [n] becomes act'(x) in place."""
+def derivative(x, slopes, activation):
+    """slopes: float32 [n] = act'(x)."""
     if activation == GELU:
+        # two loops: LLVM makes vectors of either, not of both in one
         for i in range(x.size):
-            x[i] = gelu_derivative(x[i])
+            slopes[i] = x[i] * _NORMAL * exp_float32(-_HALF * x[i] * x[i])
+        for i in range(x.size):
+            slopes[i] += _HALF * (_ONE + erf(x[i] * _SQRT_HALF))
     elif activation == GELU_TANH:
         for i in range(x.size):
-            x[i] = gelu_tanh_derivative(x[i])
+            slopes[i] = gelu_tanh_derivative(x[i])
     elif activation == SILU:
         for i in range(x.size):
-            x[i] = silu_derivative(x[i])
+            slopes[i] = silu_derivative(x[i])
     elif activation == RELU:
         for i in range(x.size):
-            x[i] = _ONE if x[i] > _ZERO else _ZERO
+            slopes[i] = _ONE if x[i] > _ZERO else _ZERO
     else:
         for i in range(x.size):
-            x[i] = _ONE
+            slopes[i] = _ONE

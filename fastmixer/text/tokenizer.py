@@ -70,7 +70,7 @@ class Tokenizer:
         wrong = np.flatnonzero((row < 0) | (row >= self.vocab_size))
         if len(wrong):
             raise IndexError(
-                f"decode: ids[{wrong[0]}] is {row[wrong[0]]}, out of range; expected 0..{self.vocab_size - 1}"
+                f"decode: ids[{wrong[0]}] = {row[wrong[0]]} is out of range; expected 0..{self.vocab_size - 1}"
             )
         return self._inner.decode(row.tolist(), skip_special_tokens=True)
 

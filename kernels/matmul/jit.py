@@ -26,7 +26,7 @@ K_BLOCK = 256  # a panel of B [256, 48] is 48 KB: it streams from L2 while 8 row
 ROW_BLOCK = 512  # rows that a packed panel of B serves
 MIN_TASKS = 16  # a task costs some microseconds of Python
 MAX_PANELS = 16  # panels of B a task
-BIAS_COLUMNS = 64  # columns a task of the bias gradient
+BIAS_COLUMNS = 256  # columns a task of the bias gradient
 LINE = 16  # floats a cache line
 FLOAT_BYTES = 4
 
@@ -177,8 +177,7 @@ def _store_row(g, sums, row, column, columns, load, last, values, slopes):
             activate(values[:columns], g.activation)
             for i in range(columns):
                 d_multiplier[i] = out[i] * values[i]
-        slopes[:columns] = pre
-        derivative(slopes[:columns], g.activation)
+        derivative(pre, slopes[:columns], g.activation)
         for i in range(columns):
             out[i] *= slopes[i]
         if g.multiplier != 0:
@@ -297,10 +296,11 @@ def linear_backward_weight(x, d_out, d_weight, transpose_weight):
 def _bias_block(d_out, d_bias, start, stop):
     sums = np.zeros(stop - start, np.float32)
     for row in range(d_out.shape[0]):
-        for column in range(start, stop):
-            sums[column - start] += d_out[row, column]
-    for column in range(start, stop):
-        d_bias[column] += sums[column - start]
+        values = d_out[row, start:stop]
+        for column in range(sums.size):
+            sums[column] += values[column]
+    for column in range(sums.size):
+        d_bias[start + column] += sums[column]
 
 
 def linear_backward_bias(d_out, d_bias):
