@@ -149,6 +149,9 @@ VEC_INLINE vf vf_sqrt(vf a) {
 /* ---- reduction: always the same tree, so the same bits ---- */
 
 VEC_INLINE float vf_sum(vf v) {
+#if defined(VEC_AVX512)
+    return _mm512_reduce_add_ps((__m512)v); /* halves, as below */
+#endif
     float lanes[VF_WIDTH];
     memcpy(lanes, &v, sizeof v);
     for (int half = VF_WIDTH / 2; half > 0; half /= 2)
@@ -157,6 +160,9 @@ VEC_INLINE float vf_sum(vf v) {
 }
 
 VEC_INLINE float vf_largest(vf v) {
+#if defined(VEC_AVX512)
+    return _mm512_reduce_max_ps((__m512)v);
+#endif
     float lanes[VF_WIDTH];
     memcpy(lanes, &v, sizeof v);
     for (int half = VF_WIDTH / 2; half > 0; half /= 2)
@@ -171,8 +177,11 @@ VEC_INLINE vf vf_power_of_two(vf n) {
     return (vf)((__builtin_convertvector(n, vi) + 127) << 23);
 }
 
-/* Nearest integer, ties to even; |x| < 2^22. */
+/* Nearest integer, ties to even; |x| < 2^22, NaN stays. */
 VEC_INLINE vf vf_round(vf x) {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#endif
     const float shift = 12582912.0f; /* 1.5 * 2^23 */
     return (x + shift) - shift;
 }
@@ -191,8 +200,12 @@ VEC_INLINE vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set(5.0000001201e-1f));
     p = vf_fma(p, r * r, r) + 1.0f;
+#if defined(VEC_AVX512)
+    vf y = (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     vf half = vf_round(n * 0.5f);
     vf y = p * vf_power_of_two(half) * vf_power_of_two(n - half);
+#endif
     return vf_select(x < -87.33654f, vf_zero(), y);
 }
 

@@ -39,6 +39,7 @@ cdef extern from "threads/pool.h":
     int pool_import() except -1
     int pool_run(pool_task function, void *argument, ptrdiff_t tasks) except -1 nogil
     void *pool_scratch(size_t bytes) noexcept nogil
+    void *pool_shared(size_t bytes) noexcept nogil
 
 # The first look at the number of threads loads the pool and sizes it.
 from fastmixer.kernels.threads import get_threads as _size_the_pool

@@ -39,34 +39,44 @@ VEC_INLINE void multiply_rows(const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
             }
 }
 
-/* c [m][columns] = (c +) A B: A's row i, number k at a + i a_row + k a_step; b [depth][b_stride]; columns is a multiple of
- * VF_WIDTH, and b and c are padded to it. */
-static void multiply_small(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_stride, float *c,
-                           ptrdiff_t c_stride, ptrdiff_t m, ptrdiff_t columns, ptrdiff_t depth, int add) {
+/* c [rows <= VALUE_ROWS][columns] = (c +) A B: A's row i, number k at a + i a_row + k a_step; b [depth][b_stride];
+ * columns is a multiple of VF_WIDTH, and b and c are padded to it. */
+static void multiply_group(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b,
+                           ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add) {
     for (ptrdiff_t column = 0; column < columns; column += VALUE_VECTORS * VF_WIDTH) {
         ptrdiff_t vectors = (columns - column) / VF_WIDTH;
-        for (ptrdiff_t i = 0; i < m; i += VALUE_ROWS) {
-            const float *rows = a + i * a_row;
-            float *out = c + i * c_stride + column;
-#define WITH(count) multiply_rows(rows, a_row, a_step, m - i, b + column, b_stride, out, c_stride, depth, count, add)
-            if (vectors >= VALUE_VECTORS) WITH(VALUE_VECTORS);
+#define WITH(count) multiply_rows(a, a_row, a_step, rows, b + column, b_stride, c + column, c_stride, depth, count, add)
+        if (vectors >= VALUE_VECTORS) WITH(VALUE_VECTORS);
 #if VALUE_VECTORS == 4
-            else if (vectors == 3) WITH(3);
-            else if (vectors == 2) WITH(2);
+        else if (vectors == 3) WITH(3);
+        else if (vectors == 2) WITH(2);
 #endif
-            else WITH(1);
+        else WITH(1);
 #undef WITH
-        }
     }
 }
 
-/* out [count][out_stride] = rows of in (in_stride apart, `width` floats), zeros up to out_stride. */
-static void pack_rows(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
+/* x in lanes first..end-1, -inf in the others. */
+VEC_INLINE vf vf_only(vf x, ptrdiff_t first, ptrdiff_t end) {
+    vi lanes = vi_lanes();
+    return vf_select((lanes >= (int32_t)first) & (lanes < (int32_t)end), x, vf_set(-INFINITY));
+}
+
+VEC_INLINE void copy_row(float *out, const float *row, ptrdiff_t count) {
+    ptrdiff_t j = 0;
+    for (; j + VF_WIDTH <= count; j += VF_WIDTH) vf_store(out + j, vf_load(row + j));
+    if (j < count) vf_store_first(out + j, vf_load_first(row + j, count - j), count - j);
+}
+
+/* out [count][out_stride] = rows of in (in_stride apart, `width` floats) times factor, zeros up to out_stride. */
+static void pack_rows(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float factor, float *out,
                       ptrdiff_t out_stride) {
-    for (ptrdiff_t i = 0; i < count; i++) {
-        memcpy(out + i * out_stride, in + i * in_stride, sizeof(float) * width);
-        memset(out + i * out_stride + width, 0, sizeof(float) * (out_stride - width));
-    }
+    for (ptrdiff_t i = 0; i < count; i++)
+        for (ptrdiff_t j = 0; j < out_stride; j += VF_WIDTH) {
+            ptrdiff_t lanes = width - j < VF_WIDTH ? width - j : VF_WIDTH;
+            const float *place = in + i * in_stride + j;
+            vf_store(out + i * out_stride + j, (lanes == VF_WIDTH ? vf_load(place) : vf_load_first(place, lanes)) * factor);
+        }
 }
 
 /* out [width][out_stride] = the same rows transposed; columns past count are zero. */

@@ -175,25 +175,33 @@ static int pool_run(pool_task function, void *argument, ptrdiff_t tasks) {
     return result;
 }
 
-/* Scratch memory: one growing buffer per thread, freed when the thread ends. */
-static pthread_key_t scratch_key;
-static _Thread_local void *scratch_memory;
-static _Thread_local size_t scratch_bytes;
+/* Scratch memory: growing buffers of a thread, freed when the thread ends. */
+typedef struct {
+    void *memory;
+    size_t bytes;
+} growing;
 
-static void *pool_scratch(size_t bytes) {
-    if (bytes > scratch_bytes) {
-        free(scratch_memory);
+static _Thread_local growing task_buffer, shared_buffer;
+static pthread_key_t task_key, shared_key;
+
+static void *grown(growing *buffer, pthread_key_t key, size_t bytes) {
+    if (bytes > buffer->bytes) {
+        free(buffer->memory);
         size_t rounded = (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
-        scratch_memory = aligned_alloc(SCRATCH_ALIGNMENT, rounded);
-        if (scratch_memory == NULL) {
+        buffer->memory = aligned_alloc(SCRATCH_ALIGNMENT, rounded);
+        if (buffer->memory == NULL) {
             fprintf(stderr, "fastmixer: out of memory for %zu bytes of kernel scratch\n", rounded);
             abort();
         }
-        scratch_bytes = rounded;
-        pthread_setspecific(scratch_key, scratch_memory);
+        buffer->bytes = rounded;
+        pthread_setspecific(key, buffer->memory);
     }
-    return scratch_memory;
+    return buffer->memory;
 }
+
+static void *pool_scratch(size_t bytes) { return grown(&task_buffer, task_key, bytes); }
+
+static void *pool_shared(size_t bytes) { return grown(&shared_buffer, shared_key, bytes); }
 
 static void forget_workers_in_child(void) {
     pthread_mutex_init(&sleep_lock, NULL);
@@ -215,14 +223,15 @@ void pool_set_threads(int threads, int processors) {
 
 int pool_get_threads(void) { return atomic_load(&wanted_threads); }
 
-static const pool_api api = {pool_run, pool_scratch};
+static const pool_api api = {pool_run, pool_scratch, pool_shared};
 
 PyObject *pool_make_capsule(void) {
     static int once;
     if (!once) {
         once = 1;
         pthread_atfork(NULL, NULL, forget_workers_in_child);
-        pthread_key_create(&scratch_key, free);
+        pthread_key_create(&task_key, free);
+        pthread_key_create(&shared_key, free);
     }
     return PyCapsule_New((void *)&api, POOL_CAPSULE, NULL);
 }

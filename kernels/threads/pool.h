@@ -16,6 +16,7 @@ typedef void (*pool_task)(void *argument, ptrdiff_t task);
 typedef struct {
     int (*run)(pool_task function, void *argument, ptrdiff_t tasks);
     void *(*scratch)(size_t bytes);
+    void *(*shared)(size_t bytes);
 } pool_api;
 
 #ifndef POOL_IMPLEMENTATION
@@ -36,6 +37,9 @@ static inline int pool_run(pool_task function, void *argument, ptrdiff_t tasks) 
 
 /* This thread's scratch memory, 64-byte aligned, contents undefined; valid until the thread's next call. */
 static inline void *pool_scratch(size_t bytes) { return pool_functions->scratch(bytes); }
+
+/* The same, a second buffer: what a caller lends to the tasks of its regions. Tasks themselves never call it. */
+static inline void *pool_shared(size_t bytes) { return pool_functions->shared(bytes); }
 #endif
 
 #endif

@@ -1,0 +1,193 @@
+# Backward: delta of every query; then a task is (sequence, kv head, part of its keys), which owns d_k, d_v of its keys
+# and sums d_q over them, the heads of its group in order; then the parts of d_q are added up, in order.
+
+cdef enum:
+    BACKWARD_TASKS = 32  # keys are parted until there are so many: the work, never the threads, decides
+
+
+cdef struct BackwardTile:
+    float *weights  # [QUERY_TILE, KEY_TILE]
+    float *d_weights  # [QUERY_TILE, KEY_TILE]
+    float *keys_t  # [head_dim, KEY_TILE]
+    float *values_t  # [head_dim, KEY_TILE]
+    float *keys  # [KEY_TILE, dim]
+    float *d_keys  # [KEY_TILE, dim]
+    float *d_values  # [KEY_TILE, dim]
+    float *queries  # [QUERY_TILE, dim], times scale
+    float *d_outs  # [QUERY_TILE, dim]
+    float *d_queries  # [group * nq, dim] when there is one part
+
+
+cdef inline BackwardTile carve_backward(ptrdiff_t dim, ptrdiff_t rows) noexcept nogil:
+    cdef BackwardTile t
+    cdef float *place = <float *>pool_scratch(
+        sizeof(float) * (2 * QUERY_TILE * KEY_TILE + (5 * KEY_TILE + 2 * QUERY_TILE + rows) * dim)
+    )
+    t.weights = place
+    t.d_weights = t.weights + QUERY_TILE * KEY_TILE
+    t.keys_t = t.d_weights + QUERY_TILE * KEY_TILE
+    t.values_t = t.keys_t + KEY_TILE * dim
+    t.keys = t.values_t + KEY_TILE * dim
+    t.d_keys = t.keys + KEY_TILE * dim
+    t.d_values = t.d_keys + KEY_TILE * dim
+    t.queries = t.d_values + KEY_TILE * dim
+    t.d_outs = t.queries + QUERY_TILE * dim
+    t.d_queries = t.d_outs + QUERY_TILE * dim
+    return t
+
+
+cdef void set_delta(void *argument, ptrdiff_t task) noexcept nogil:
+    """delta = the sum of d_out * out over head_dim, for every query of a head."""
+    cdef Attention *op = <Attention *>argument
+    cdef ptrdiff_t head = task % op.heads, i, j, row
+    cdef Span span = span_of(op, task // op.heads)
+    cdef float *out
+    cdef float *d_out
+    cdef vf total
+    for i in range(span.nq):
+        row = span.q_start + i
+        out, d_out = row_of(&op.out, span.batch, head, row), row_of(&op.d_out, span.batch, head, row)
+        total = vf_zero()
+        j = 0
+        while j < op.head_dim:
+            total = vf_fma(vf_load_first(out + j, min(VF_WIDTH, op.head_dim - j)),
+                           vf_load_first(d_out + j, min(VF_WIDTH, op.head_dim - j)), total)
+            j += VF_WIDTH
+        op.delta[(span.batch * op.heads + head) * op.queries + row] = vf_sum(total)
+
+
+cdef inline float *d_q_part(const Attention *op, ptrdiff_t part, ptrdiff_t batch, ptrdiff_t head, ptrdiff_t row) noexcept nogil:
+    return op.d_q_parts + (((part * op.batch + batch) * op.heads + head) * op.queries + row) * op.dim
+
+
+cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
+    """d_k, d_v of a part of the keys of one kv head in one sequence, and what they add to d_q."""
+    cdef Attention *op = <Attention *>argument
+    cdef ptrdiff_t kv_head = task % op.kv_heads, part = task // op.kv_heads // op.sequences
+    cdef ptrdiff_t group = op.heads // op.kv_heads, member, head, first, count, i
+    cdef Span span = span_of(op, task // op.kv_heads % op.sequences)
+    cdef ptrdiff_t key = part * op.part_keys, key_end = min(span.nk, key + op.part_keys), keys
+    cdef BackwardTile t = carve_backward(op.dim, group * span.nq if op.parts == 1 else 0)
+    cdef float *d_queries = t.d_queries  # [group, nq or queries, dim]
+    cdef ptrdiff_t d_queries_head = span.nq * op.dim
+    if op.parts > 1:
+        d_queries, d_queries_head = d_q_part(op, part, span.batch, kv_head * group, span.q_start), op.queries * op.dim
+    for member in range(group):
+        memset(d_queries + member * d_queries_head, 0, sizeof(float) * span.nq * op.dim)
+
+    while key < key_end:
+        keys = min(KEY_TILE, key_end - key)
+        pack_transposed(row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, op.head_dim, t.keys_t, KEY_TILE)
+        pack_transposed(row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, op.head_dim, t.values_t, KEY_TILE)
+        pack_rows(row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, op.head_dim, 1, t.keys, op.dim)
+        memset(t.d_keys, 0, sizeof(float) * KEY_TILE * op.dim)
+        memset(t.d_values, 0, sizeof(float) * KEY_TILE * op.dim)
+        for member in range(group):
+            head = kv_head * group + member
+            first = 0
+            while first < span.nq:
+                count = min(QUERY_TILE, span.nq - first)
+                backward_tile(op, &span, &t, head, first, count, key, keys,
+                              d_queries + member * d_queries_head + first * op.dim)
+                first += QUERY_TILE
+        for i in range(keys):
+            copy_row(row_of(&op.d_k, span.batch, kv_head, span.k_start + key + i), t.d_keys + i * op.dim, op.head_dim)
+            copy_row(row_of(&op.d_v, span.batch, kv_head, span.k_start + key + i), t.d_values + i * op.dim, op.head_dim)
+        key += KEY_TILE
+
+    if op.parts == 1:
+        for member in range(group):
+            for i in range(span.nq):
+                scale_row(d_queries + member * d_queries_head + i * op.dim, op.scale, op.dim)
+                copy_row(row_of(&op.d_q, span.batch, kv_head * group + member, span.q_start + i),
+                         d_queries + member * d_queries_head + i * op.dim, op.head_dim)
+
+
+cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
+                               ptrdiff_t count, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
+    """One tile of queries against the tile of keys in scratch: adds to d_keys, d_values and d_queries [count, dim]."""
+    cdef Range seen = seen_by(op, span, first, count, key, keys)
+    cdef ptrdiff_t dim = op.dim, row = span.q_start + first, i, first_query, query_end
+    if seen.first >= seen.end:
+        return
+    pack_rows(row_of(&op.q, span.batch, head, row), op.q.row, count, op.head_dim, op.scale, t.queries, dim)
+    pack_rows(row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, op.head_dim, 1, t.d_outs, dim)
+    i = 0
+    while i < count:
+        backward_group(op, span, t, head, first, i, min(GROUP, count - i), key, keys, d_queries)
+        i += GROUP
+    # d_values += weights^T d_out; d_keys += d_scores^T (scale q): over the queries that see a group of keys
+    i = seen.first // GROUP * GROUP
+    while i < seen.end:
+        first_query, query_end = 0, count
+        if op.causal:
+            first_query = max(0, key + i - (span.nk - span.nq) - first)
+        if op.window > 0:
+            query_end = min(count, key + min(i + GROUP, keys) - 1 + op.window - (span.nk - span.nq) - first)
+        if first_query < query_end:
+            multiply_group(t.weights + first_query * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
+                           t.d_outs + first_query * dim, dim, t.d_values + i * dim, dim, dim, query_end - first_query, True)
+            multiply_group(t.d_weights + first_query * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
+                           t.queries + first_query * dim, dim, t.d_keys + i * dim, dim, dim, query_end - first_query, True)
+        i += GROUP
+
+
+cdef inline void backward_group(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
+                                ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
+    """Rows row..row+rows-1 of the tile of queries: their weights and d_scores, and what these keys add to d_queries."""
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen)
+    cdef ptrdiff_t dim = op.dim, i, place = (span.batch * op.heads + head) * op.queries + span.q_start + first + row
+    cdef float *weights
+    cdef float *d_weights
+    cdef float shift
+    cdef float kept[KEY_TILE]
+    if seen.first >= seen.end:
+        return
+    # weights = exp(scale q k^T - log_sum_exp)
+    multiply_group(t.queries + row * dim, dim, 1, rows, t.keys_t + wide.first, KEY_TILE,
+                   t.weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.head_dim, False)
+    # d_weights = d_out v^T
+    multiply_group(t.d_outs + row * dim, dim, 1, rows, t.values_t + wide.first, KEY_TILE,
+                   t.d_weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.head_dim, False)
+    for i in range(rows):
+        weights, d_weights = t.weights + (row + i) * KEY_TILE, t.d_weights + (row + i) * KEY_TILE
+        hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
+        shift = op.log_sum_exp[place + i]
+        exponentials(weights, wide, 0 if shift == -INFINITY else shift)
+        # d_scores = weights * (kept * d_weights - delta); then the weights that blended: weights * kept
+        if op.drop:
+            drop_row(op, span, head, first + row + i, key, kept)
+            multiply_row_by(d_weights, wide, kept)
+        row_d_scores(d_weights, weights, wide, op.delta[place + i])
+        if op.drop:
+            multiply_row_by(weights, wide, kept)
+    # d_queries += d_scores k, still to be scaled
+    multiply_group(t.d_weights + row * KEY_TILE + seen.first, KEY_TILE, 1, rows, t.keys + seen.first * dim, dim,
+                   d_queries + row * dim, dim, dim, seen.end - seen.first, True)
+
+
+cdef inline void row_d_scores(float *d_weights, const float *weights, Range wide, float delta) noexcept nogil:
+    cdef vf deltas = vf_set(delta)
+    cdef ptrdiff_t j = wide.first
+    while j < wide.end:
+        vf_store(d_weights + j, vf_mul(vf_load(weights + j), vf_sub(vf_load(d_weights + j), deltas)))
+        j += VF_WIDTH
+
+
+cdef void add_parts(void *argument, ptrdiff_t task) noexcept nogil:
+    """d_q = scale * the sum of its parts, for one tile of queries of a head."""
+    cdef Attention *op = <Attention *>argument
+    cdef ptrdiff_t head = task // op.query_tiles % op.heads, first = task % op.query_tiles * QUERY_TILE, i, j, part
+    cdef Span span = span_of(op, task // op.query_tiles // op.heads)
+    cdef float *total
+    cdef float *more
+    for i in range(first, min(first + QUERY_TILE, span.nq)):
+        total = d_q_part(op, 0, span.batch, head, span.q_start + i)
+        for part in range(1, op.parts):
+            more = d_q_part(op, part, span.batch, head, span.q_start + i)
+            j = 0
+            while j < op.dim:
+                vf_store(total + j, vf_add(vf_load(total + j), vf_load(more + j)))
+                j += VF_WIDTH
+        scale_row(total, op.scale, op.dim)
+        copy_row(row_of(&op.d_q, span.batch, head, span.q_start + i), total, op.head_dim)

@@ -1,0 +1,109 @@
+# Forward: a task is (sequence, head, tile of queries); tiles of keys pass by, four rows of queries meet them at a time.
+
+cdef struct ForwardTile:
+    float *queries  # [QUERY_TILE, dim], times scale
+    float *keys_t  # [head_dim, KEY_TILE]
+    float *values  # [KEY_TILE, dim]
+    float *weights  # [GROUP, KEY_TILE]
+    float *blend  # [QUERY_TILE, dim]: the sum of weights times values so far
+    float *totals  # [QUERY_TILE, VF_WIDTH]: the sum of weights so far, a part in each lane
+    float *largest  # [QUERY_TILE]: the largest score so far
+
+
+cdef inline ForwardTile carve_forward(ptrdiff_t dim) noexcept nogil:
+    cdef ForwardTile t
+    cdef float *place = <float *>pool_scratch(
+        sizeof(float) * ((2 * QUERY_TILE + 2 * KEY_TILE) * dim + GROUP * KEY_TILE + QUERY_TILE * (VF_WIDTH + 1))
+    )
+    t.queries = place
+    t.keys_t = t.queries + QUERY_TILE * dim
+    t.values = t.keys_t + KEY_TILE * dim
+    t.weights = t.values + KEY_TILE * dim
+    t.blend = t.weights + GROUP * KEY_TILE
+    t.totals = t.blend + QUERY_TILE * dim
+    t.largest = t.totals + QUERY_TILE * VF_WIDTH
+    return t
+
+
+cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef Attention *op = <Attention *>argument
+    # the last tiles of a causal sequence are the longest: they go first
+    cdef ptrdiff_t tile = op.query_tiles - 1 - task % op.query_tiles
+    cdef ptrdiff_t head = task // op.query_tiles % op.heads
+    cdef Span span = span_of(op, task // op.query_tiles // op.heads)
+    cdef ptrdiff_t first = tile * QUERY_TILE, count = min(QUERY_TILE, span.nq - first)
+    cdef ptrdiff_t kv_head = head // (op.heads // op.kv_heads), i, key, key_end, keys
+    cdef ForwardTile t
+    if count <= 0:
+        return
+    t = carve_forward(op.dim)
+    pack_rows(row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.head_dim, op.scale, t.queries, op.dim)
+    memset(t.blend, 0, sizeof(float) * QUERY_TILE * op.dim)
+    memset(t.totals, 0, sizeof(float) * QUERY_TILE * VF_WIDTH)
+    for i in range(count):
+        t.largest[i] = -INFINITY
+
+    key = first_visible(op, &span, first) // KEY_TILE * KEY_TILE
+    key_end = visible_end(op, &span, first + count - 1)
+    while key < key_end:
+        keys = min(KEY_TILE, span.nk - key)
+        pack_transposed(row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, op.head_dim, t.keys_t, KEY_TILE)
+        pack_rows(row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, op.head_dim, 1, t.values, op.dim)
+        i = 0
+        while i < count:
+            forward_group(op, &span, &t, head, first, i, min(GROUP, count - i), key, keys)
+            i += GROUP
+        key += KEY_TILE
+
+    for i in range(count):
+        finish_row(op, &span, &t, head, first, i)
+
+
+cdef inline void forward_group(const Attention *op, const Span *span, const ForwardTile *t, ptrdiff_t head,
+                               ptrdiff_t first, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
+    """Rows row..row+rows-1 of the tile of queries against a tile of keys."""
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen)
+    cdef ptrdiff_t dim = op.dim, i
+    cdef float *weights
+    cdef float largest, shift, correction
+    cdef float kept[KEY_TILE]
+    if seen.first >= seen.end:
+        return
+    # scores = scale q k^T
+    multiply_group(t.queries + row * dim, dim, 1, rows, t.keys_t + wide.first, KEY_TILE, t.weights + wide.first,
+                   KEY_TILE, wide.end - wide.first, op.head_dim, False)
+    # online softmax: when a row's largest score grows, what was summed so far shrinks
+    for i in range(rows):
+        weights = t.weights + i * KEY_TILE
+        hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
+        largest = max(t.largest[row + i], row_largest(weights, wide))
+        shift = 0 if largest == -INFINITY else largest
+        if largest > t.largest[row + i]:
+            if t.largest[row + i] != -INFINITY:
+                correction = expf(t.largest[row + i] - shift)
+                scale_row(t.totals + (row + i) * VF_WIDTH, correction, VF_WIDTH)
+                scale_row(t.blend + (row + i) * dim, correction, dim)
+            t.largest[row + i] = largest
+        add_to(t.totals + (row + i) * VF_WIDTH, exponentials(weights, wide, shift))
+        if op.drop:
+            drop_row(op, span, head, first + row + i, key, kept)
+            multiply_row_by(weights, wide, kept)
+    # blend += weights v
+    multiply_group(t.weights + seen.first, KEY_TILE, 1, rows, t.values + seen.first * dim, dim, t.blend + row * dim, dim,
+                   dim, seen.end - seen.first, True)
+
+
+cdef inline void add_to(float *total, vf value) noexcept nogil:
+    vf_store(total, vf_add(vf_load(total), value))
+
+
+cdef inline void finish_row(Attention *op, const Span *span, const ForwardTile *t, ptrdiff_t head, ptrdiff_t first,
+                            ptrdiff_t i) noexcept nogil:
+    """out = blend / total and log_sum_exp, or zeros and -inf for a query that saw no key."""
+    cdef ptrdiff_t row = span.q_start + first + i
+    cdef float total = vf_sum(vf_load(t.totals + i * VF_WIDTH))
+    scale_row(t.blend + i * op.dim, 0 if total == 0 else 1 / total, op.dim)
+    copy_row(row_of(&op.out, span.batch, head, row), t.blend + i * op.dim, op.head_dim)
+    op.log_sum_exp[(span.batch * op.heads + head) * op.queries + row] = (
+        -INFINITY if total == 0 else t.largest[i] + logf(total)
+    )
