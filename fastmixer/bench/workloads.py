@@ -186,10 +186,10 @@ def _attention() -> Iterator[Workload]:
             return lambda: attention(q, k, v, causal=True, out=out)
 
         def both(rng: Rng, shape=shape) -> Call:
-            q, k, v, d_out, d_q, d_k, d_v = (_normal(rng, *shape) for _ in range(7))
+            q, k, v, out, d_out, d_q, d_k, d_v = (_normal(rng, *shape) for _ in range(8))
 
             def call() -> None:
-                out, log_sum_exp = attention(q, k, v, causal=True, return_saved=True)
+                _, log_sum_exp = attention(q, k, v, causal=True, out=out, return_saved=True)
                 attention_backward(d_out, q, k, v, out, log_sum_exp, causal=True, d_q=d_q, d_k=d_k, d_v=d_v)
 
             return call
