@@ -18,6 +18,7 @@ from fastmixer.kernels.select import implementations, use_kernels
 ROUNDS = 15  # per implementation, interleaved
 HEAVY_ROUNDS = 5
 ROUND_SECONDS = 0.02  # a quick call is repeated until a round takes about this long
+SETTLE_SECONDS = 0.04  # OpenBLAS workers spin for some 26 ms after a call and would take a core from what comes next
 SEED = 0
 
 
@@ -82,10 +83,13 @@ def _time_one(workload: Workload, names: list[str], rounds: int, memory: np.ndar
     peaks, bandwidths = [], []
     gc.collect()
     for _ in range(rounds):
+        time.sleep(SETTLE_SECONDS)
         peaks.append(probe_flops(ROUND_SECONDS / 2))
         bandwidths.append(probe_bandwidth(memory))
         for name in names:
             with use_kernels(name):
+                time.sleep(SETTLE_SECONDS)
+                calls[name]()  # wakes the threads that it needs, and the processor
                 start = time.perf_counter()
                 for _ in range(repeats[name]):
                     calls[name]()

@@ -4,7 +4,8 @@
 #
 # out [m, n] = (out if accumulate else 0) + A [m, k] B [k, n], with any strides for A and B (NN, NT, TN), then an
 # epilogue on each tile while it is in cache. Blocks of out are tasks: one writer each, sums over k in a fixed order.
-# A thread packs the block of B that it uses into its scratch: at 256 rows that costs a few percent of the product.
+# A thread packs the block of B that it uses into its scratch, its first tile of rows on the way where B's rows lie along
+# memory.
 
 from libc.string cimport memset
 
@@ -30,7 +31,14 @@ cdef extern from "matmul/tile.h" nogil:
     enum: TILE_COLUMNS
     enum: TILE_SUMS
     void tile_multiply(int row_count, int vectors, int ahead, const float **rows, ptrdiff_t a_step,
-                       const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
+                       const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed, float *out, ptrdiff_t out_row,
+                       bint add)
+    void full_tile(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+                   float *packed, float *out, ptrdiff_t out_row, bint add)
+    void full_tile_strided(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+                           float *packed, float *out, ptrdiff_t out_row, bint add)
+    void full_tile_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+                           float *packed, float *out, ptrdiff_t out_row, bint add)
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
@@ -116,7 +124,7 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef float *panel_buffer = <float *>pool_scratch(sizeof(float) * K_BLOCK * TILE_COLUMNS)
     cdef const float *panel_data
     cdef ptrdiff_t k_start, depth, panel, column, columns, tile
-    cdef bint last
+    cdef bint last, first_packs
 
     k_start = 0
     while k_start < g.k:
@@ -125,11 +133,14 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
         for panel in range(first_panel, last_panel):
             column = panel * TILE_COLUMNS
             columns = min(TILE_COLUMNS, g.n - column)
+            # B's rows along memory: the first tile reads them where they lie, and packs them for the others on the way
+            first_packs = g.packed_b == NULL and g.b_column == 1 and columns == TILE_COLUMNS and rows >= TILE_ROWS
             if g.packed_b != NULL:
                 panel_data = g.packed_b + (k_start * panels + panel * depth) * TILE_COLUMNS
             else:
-                pack_panel(g.b + k_start * g.b_k + column * g.b_column, g.b_k, g.b_column, depth, columns, panel_buffer)
                 panel_data = panel_buffer
+                if not first_packs:
+                    pack_panel(g.b + k_start * g.b_k + column * g.b_column, g.b_k, g.b_column, depth, columns, panel_buffer)
             for tile in range(tiles):
                 # What comes next is asked for while this tile is multiplied: without it every pack waits for memory.
                 if g.packed_b == NULL:
@@ -137,18 +148,25 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                         prefetch_slice(g, k_start, column + TILE_COLUMNS, tile, tiles)
                     elif not last:
                         prefetch_slice(g, k_start + depth, first_panel * TILE_COLUMNS, tile, tiles)
-                multiply_tile(
-                    g, row_start + tile * TILE_ROWS, min(TILE_ROWS, rows - tile * TILE_ROWS), column, columns, k_start,
-                    depth, panel_data, g.accumulate or k_start > 0, last,
-                )
+                if tile == 0 and first_packs:
+                    multiply_tile(
+                        g, row_start, TILE_ROWS, column, columns, k_start, depth, g.b + k_start * g.b_k + column, g.b_k,
+                        panel_buffer, g.accumulate or k_start > 0, last,
+                    )
+                else:
+                    multiply_tile(
+                        g, row_start + tile * TILE_ROWS, min(TILE_ROWS, rows - tile * TILE_ROWS), column, columns, k_start,
+                        depth, panel_data, TILE_COLUMNS, NULL, g.accumulate or k_start > 0, last,
+                    )
         k_start += g.k_block
 
 
 cdef void multiply_tile(
     GemmTask *g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, ptrdiff_t k_start, ptrdiff_t depth,
-    const float *panel, bint load, bint last,
+    const float *b, ptrdiff_t b_step, float *packed, bint load, bint last,
 ) noexcept nogil:
-    """One register tile over one block of k, stored with the epilogue if that block is the last."""
+    """One register tile over one block of k, stored with the epilogue if that block is the last; b's rows are b_step
+    apart, and with `packed` (which needs a full tile) also go there."""
     cdef const float *starts[TILE_ROWS]
     cdef float sums[TILE_ROWS * TILE_COLUMNS]
     cdef float *out = g.out + row * g.out_row + column
@@ -168,15 +186,13 @@ cdef void multiply_tile(
     # A is read where it lies, also transposed: each k then costs one line of L2, which the multiply-adds hide (packing
     # it cost 12 % of the weight gradient at 256x768x768).
     if rows <= FEW_ROWS:
-        multiply_few_rows(rows, False, starts, g.a_k, panel, TILE_COLUMNS, depth, out)
+        multiply_few_rows(rows, False, starts, g.a_k, b, b_step, depth, out)
+    elif packed != NULL:
+        full_tile_packing(starts, g.a_k, b, b_step, depth, packed, out, out_row, load and in_place)
     elif g.a_k == 1:
-        tile_multiply(
-            TILE_ROWS, TILE_VECTORS, 0, starts, 1, panel, TILE_COLUMNS, depth, out, out_row, load and in_place
-        )
+        full_tile(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place)
     else:
-        tile_multiply(
-            TILE_ROWS, TILE_VECTORS, 0, starts, g.a_k, panel, TILE_COLUMNS, depth, out, out_row, load and in_place
-        )
+        full_tile_strided(starts, g.a_k, b, b_step, depth, NULL, out, out_row, load and in_place)
     if not in_place:
         for i in range(rows):
             store_row(g, sums + i * TILE_COLUMNS, row + i, column, columns, load, last)

@@ -17,6 +17,7 @@
 #endif
 #define TILE_COLUMNS (TILE_VECTORS * VF_WIDTH)
 #define TILE_SUMS (TILE_ROWS * TILE_VECTORS)
+#define PACK_AHEAD 8 /* rows of B that the packing tile asks for ahead of their use: 3 % of a product of 256 rows */
 #define DOT_PARTS 4 /* independent sums of one product: they hide the latency of the multiply-add */
 
 #if defined(__GNUC__)
@@ -28,10 +29,11 @@
 /* out [row_count][vectors * VF_WIDTH] = (out if add) + A B over `depth`: row i of A starts at rows[i] and moves by
  * `a_step` a k; B's row moves by `b_step`. `row_count` and `vectors` (their product at most TILE_SUMS) are constants at
  * each call: the loops unroll early and the sums are registers. Every sum runs over k in the same order at any size.
- * With `ahead`, B comes from memory and is asked for so many k ahead. */
+ * With `ahead`, B comes from memory and is asked for so many k ahead. With `packed`, B's rows are also copied there, side
+ * by side: stores that the multiply-adds hide (a pack of its own took 4 % of a product of 256 rows). */
 VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int ahead, const float *const rows[TILE_ROWS],
-                              ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *out,
-                              ptrdiff_t out_row, int add) {
+                              ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed,
+                              float *out, ptrdiff_t out_row, int add) {
     vf sums[TILE_SUMS];
     const float *a[TILE_ROWS];
     UNROLL for (int i = 0; i < row_count; i++) {
@@ -43,6 +45,7 @@ VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int 
         UNROLL for (int j = 0; j < vectors; j++) {
             b_row[j] = vf_load(b + j * VF_WIDTH);
             if (ahead) __builtin_prefetch(b + ahead * b_step + j * VF_WIDTH);
+            if (packed) vf_store(packed + (k * vectors + j) * VF_WIDTH, b_row[j]);
         }
         b += b_step;
         UNROLL for (int i = 0; i < row_count; i++) {
@@ -64,6 +67,18 @@ VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int 
         }
     }
 }
+
+/* The full tile, in functions of their own: inlined into one caller, their row pointers spilled (7 % of a product). */
+#define FULL_TILE(name, ahead, a_step, b_step, packed)                                                                   \
+    static __attribute__((noinline)) void name(const float *const rows[TILE_ROWS], ptrdiff_t a_k, const float *b,      \
+                                               ptrdiff_t b_k, ptrdiff_t depth, float *panel, float *out,               \
+                                               ptrdiff_t out_row, int add) {                                           \
+        tile_multiply(TILE_ROWS, TILE_VECTORS, ahead, rows, a_step, b, b_step, depth, packed, out, out_row, add);      \
+    }
+FULL_TILE(full_tile, 0, 1, TILE_COLUMNS, NULL)
+FULL_TILE(full_tile_strided, 0, a_k, TILE_COLUMNS, NULL)
+FULL_TILE(full_tile_packing, PACK_AHEAD, a_k, b_k, panel)
+#undef FULL_TILE
 
 /* sums[i * sums_step] = row i of A times b over `depth`, all of it along memory, read from front to back. */
 VEC_INLINE void dot_multiply(const int row_count, const float *const rows[TILE_ROWS], const float *b, ptrdiff_t depth,
