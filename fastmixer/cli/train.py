@@ -62,11 +62,8 @@ def train(
     """
     from fastmixer.train import Trainer
 
-    trainer = (
-        Trainer.resume(out, tensorboard=tensorboard, progress=progress)
-        if resume
-        else _new_trainer(text, out, tensorboard, progress, dict(choices))
-    )
+    how: dict[str, Any] = {"tensorboard": tensorboard, "progress": progress, "on_message": None if progress else click.echo}
+    trainer = Trainer.resume(out, **how) if resume else _new_trainer(text, out, dict(choices), how)
     model = trainer.model
     assert model.tokenizer is not None
     click.echo(
@@ -89,9 +86,7 @@ def train(
     click.echo(f'saved in {out}; try: fastmixer generate {out} "Once"')
 
 
-def _new_trainer(
-    text: tuple[Path, ...], out: Path, tensorboard: bool, progress: bool, choices: dict[str, Any]
-) -> "Trainer":
+def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how: dict[str, Any]) -> "Trainer":
     from fastmixer.data import write_dataset
     from fastmixer.model import ModelConfig, Transformer
     from fastmixer.text import KINDS, Tokenizer, train_tokenizer
@@ -125,4 +120,4 @@ def _new_trainer(
     )
     config = ModelConfig.from_dict({**config.to_dict(), "vocab": tokenizer.vocab_size})
     model = Transformer(config, seed=settings.seed, tokenizer=tokenizer)
-    return Trainer(model, tokenizer, data, folder=out, tensorboard=tensorboard, progress=progress, **asdict(settings))
+    return Trainer(model, tokenizer, data, folder=out, **how, **asdict(settings))

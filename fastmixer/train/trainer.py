@@ -100,6 +100,7 @@ class Trainer:
     data: a Dataset, or files of text, which are tokenized into folder/data. The folder gets metrics.jsonl, run.json and
     checkpoints/step-*/, each of which is a model folder; fm.load(folder) opens the newest. Settings are those of
     TrainSettings, by keyword. resume=True goes on from the newest checkpoint, bit for bit as if never stopped.
+    progress: show a bar, and validation losses and samples above it; on_message: a function that gets those lines instead.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Trainer:
     ):
         self.folder, self.model, self.settings = Path(folder), model, TrainSettings(**settings)
         self.progress, self._tensorboard, self._resume = progress, tensorboard, resume
-        self._say = on_message or (lambda message: None)
+        self._on_message = on_message
         model.tokenizer = tokenizer
         if self.settings.time > model.config.context:
             raise ValueError(
@@ -139,15 +140,18 @@ class Trainer:
         self._interrupted = False
 
     @classmethod
-    def resume(cls, folder: str | Path, **options: Any) -> "Trainer":
-        """The trainer of a run's folder, ready to go on from its newest checkpoint with the settings it began with."""
+    def resume(cls, folder: str | Path, data: Dataset | None = None, **options: Any) -> "Trainer":
+        """The trainer of a run's folder, ready to go on from its newest checkpoint with the settings it began with.
+
+        data: the run's Dataset, if it has been moved since. Other options as Trainer's.
+        """
         folder = Path(folder)
         settings = read_json(folder / SETTINGS)
+        if data is None:
+            data = open_dataset(folder / settings["data"])
         model = Transformer.load(folder)
         assert model.tokenizer is not None
-        return cls(
-            model, model.tokenizer, open_dataset(folder / DATA), folder=folder, resume=True, **{**settings, **options}
-        )
+        return cls(model, model.tokenizer, data, folder=folder, resume=True, **{**settings["settings"], **options})
 
     def fit(self) -> TrainResult:
         """Train to the last step, an early stop or Ctrl-C (which finishes the step and saves).
@@ -161,7 +165,7 @@ class Trainer:
             self.reader.restore(state["reader"])
             self._best, self._without_better = state["best"] or math.inf, state["without_better"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS, asdict(self.settings))
+        write_json(self.folder / SETTINGS, {"data": self._data_path(), "settings": asdict(self.settings)})
         metrics = MetricsWriter(self.folder, step=self.step, tensorboard=self._tensorboard)
         result = TrainResult(self.folder, step=self.step)
         try:
@@ -170,6 +174,11 @@ class Trainer:
         finally:
             metrics.close()
         return result
+
+    def _data_path(self) -> str:
+        """Where the data lies: within the run's folder if it does, so that the folder can be moved."""
+        data, run = self.data.folder.resolve(), self.folder.resolve()
+        return str(data.relative_to(run) if data.is_relative_to(run) else data)
 
     def _loop(self, result: TrainResult, metrics: MetricsWriter, bar: Any) -> None:
         settings, saved_at, evaluated_at = self.settings, self.step if self._resume else -1, -1
@@ -191,7 +200,7 @@ class Trainer:
                     settings.sample_prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=settings.seed
                 )
                 metrics.write(self.step, sample=text)
-                bar.write(f"step {self.step}: {settings.sample_prompt}{text}")
+                self._tell(bar, f"step {self.step}: {settings.sample_prompt}{text}")
             if _due(self.step, settings.save_every):
                 self._save()
                 saved_at = self.step
@@ -245,7 +254,7 @@ class Trainer:
         loss = total / count
         result.validation_losses.append((self.step, loss))
         metrics.write(self.step, validation_loss=loss, perplexity=_exp(loss))
-        bar.write(f"step {self.step:>6}   validation loss {loss:.4f}   perplexity {_exp(loss):.1f}")
+        self._tell(bar, f"step {self.step:>6}   validation loss {loss:.4f}   perplexity {_exp(loss):.1f}")
         if loss < self._best:
             self._best, self._without_better = loss, 0
         else:
@@ -291,6 +300,13 @@ class Trainer:
                 f"step {self.step} could not be saved ({error.strerror or error}); "
                 + (f"the checkpoint {kept[-1]} is intact" if kept else "there is no older checkpoint"),
             ) from error
+
+    def _tell(self, bar: Any, message: str) -> None:
+        """Validation losses and samples: to on_message if there is one, else above the bar if there is one."""
+        if self._on_message is not None:
+            self._on_message(message)
+        elif self.progress:
+            bar.write(message)
 
     def _bar(self) -> Any:
         from tqdm import tqdm

@@ -1,5 +1,7 @@
 """Parameters: one flat buffer, named views, decay segments."""
 
+import itertools
+
 import numpy as np
 
 from fastmixer.model.config import ModelConfig, parameter_shapes
@@ -37,7 +39,7 @@ def test_matrices_decay_and_vectors_do_not():
     segments = parameters.decay_segments()
     assert [decayed for *_, decayed in segments] == [True, False, True]
     assert segments[0][0] == 0 and segments[-1][1] == parameters.size
-    assert all(before[1] == after[0] for before, after in zip(segments, segments[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(segments))
     for start, stop, decayed in segments:
         inside = {parameters.locate(index) for index in range(start, stop)}
         assert {parameters.decayed(name) for name in inside} == {decayed}

@@ -1,0 +1,50 @@
+"""metrics.jsonl: what is written is read back; a resume drops what comes after its checkpoint."""
+
+import builtins
+import json
+
+import pytest
+
+from fastmixer.train.metrics import FILE, MetricsWriter, read_metrics
+
+
+def _write(folder, steps, **options):
+    writer = MetricsWriter(folder, **options)
+    for step in steps:
+        writer.write(step, loss=step / 2)
+    writer.close()
+
+
+def test_lines_are_json_and_come_back(tmp_path):
+    _write(tmp_path, [1, 2])
+    assert [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()] == read_metrics(tmp_path)
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+
+
+def test_a_resume_drops_later_steps_and_a_new_run_starts_empty(tmp_path):
+    _write(tmp_path, [1, 2, 3])
+    _write(tmp_path, [3, 4], step=2)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    _write(tmp_path, [1])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_a_line_that_a_killed_process_cut_is_left_out(tmp_path):
+    _write(tmp_path, [1])
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+    assert read_metrics(tmp_path / "absent") == []
+
+
+def test_tensorboard_without_tensorboardx_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "tensorboardX":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r'^tensorboard=True needs tensorboardX: pip install "fastmixer\[tensorboard\]"$'):
+        MetricsWriter(tmp_path, tensorboard=True)

@@ -1,0 +1,67 @@
+"""fm.AdamW against the textbook in float64: decay of matrices only, clipping, zeroed gradients, nothing done on NaN."""
+
+import numpy as np
+import pytest
+
+import fastmixer as fm
+
+
+def _gradients(model, seed, size=1.0):
+    gradients = np.random.default_rng(seed).standard_normal(model.parameters.size).astype(np.float32) * size
+    model.parameters.gradients_data[:] = gradients
+    return gradients.astype(np.float64)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0, 1e6])
+def test_five_steps_equal_the_textbook(new_model, clip_norm):
+    model = new_model()
+    parameters = model.parameters
+    optimizer = fm.AdamW(parameters, 1e-2, betas=(0.8, 0.9), epsilon=1e-6, weight_decay=0.3, clip_norm=clip_norm)
+    decay = np.zeros(parameters.size)
+    for start, stop, decayed in parameters.decay_segments():
+        decay[start:stop] = 0.3 if decayed else 0.0
+    p, m, v = parameters.data.astype(np.float64), 0.0, 0.0
+    for step in range(1, 6):
+        g = _gradients(model, step)
+        norm = np.sqrt((g * g).sum())
+        assert optimizer.step() == pytest.approx(norm, rel=1e-6)
+        g *= 1.0 if clip_norm is None else min(1.0, clip_norm / norm)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        p -= 1e-2 * (m / (1 - 0.8**step) / (np.sqrt(v / (1 - 0.9**step)) + 1e-6) + decay * p)
+        assert not parameters.gradients_data.any()
+    np.testing.assert_allclose(parameters.data, p, rtol=2e-5, atol=2e-6)
+    assert optimizer.step_count == 5
+
+
+def test_only_matrices_decay(new_model):
+    parameters = new_model().parameters
+    parameters["final_norm.bias"][:] = 0.25
+    before = {name: parameters[name].copy() for name in parameters}
+    fm.AdamW(parameters, 0.1, weight_decay=0.5).step()  # gradients are zero: what moves, moves by decay
+    for name, old in before.items():
+        np.testing.assert_allclose(parameters[name], old * (0.95 if old.ndim == 2 else 1.0), rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(new_model, bad):
+    model = new_model()
+    optimizer = fm.AdamW(model.parameters)
+    _gradients(model, 0)
+    model.parameters.gradients_data[7] = bad
+    before = model.parameters.data.copy()
+    with pytest.raises(FloatingPointError, match=r"^AdamW: the gradients' norm is (nan|inf); nothing was updated$"):
+        optimizer.step()
+    assert np.array_equal(model.parameters.data, before) and not optimizer.m.any() and optimizer.step_count == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"learning_rate": -1.0}, "AdamW: learning_rate must be >= 0; got -1.0"),
+        ({"betas": (0.9, 1.0)}, r"AdamW: betas\[1\] must be >= 0 and < 1; got 1.0"),
+        ({"clip_norm": 0.0}, "AdamW: clip_norm must be > 0; got 0.0"),
+    ],
+)
+def test_bad_settings(new_model, options, text):
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        fm.AdamW(new_model().parameters, **options)
