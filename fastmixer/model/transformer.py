@@ -86,7 +86,7 @@ class Transformer:
         ids, targets = self._check_ids("forward_backward", ids, targets)
         check_number("forward_backward", "loss_scale", loss_scale)
         if dropout_seed is not None:
-            check_seed("forward_backward", dropout_seed)
+            check_seed("forward_backward", dropout_seed, "dropout_seed")
         space = self._space(ids)
         seed = dropout_seed if self.config.dropout > 0 else None
 

@@ -33,9 +33,9 @@ def dropout(
     return out
 
 
-def check_seed(op: str, seed: int) -> int:
-    """seed if it is an integer in [0, 2^64); TypeError or ValueError otherwise."""
-    seed = check_integer(op, "seed", seed)
+def check_seed(op: str, seed: int, name: str = "seed") -> int:
+    """seed, the argument `name`, if it is an integer in [0, 2^64); TypeError or ValueError otherwise."""
+    seed = check_integer(op, name, seed)
     if not 0 <= seed < 1 << 64:
-        raise ValueError(f"{op}: seed must be in [0, 2^64); got {seed}")
+        raise ValueError(f"{op}: {name} must be in [0, 2^64); got {seed}")
     return seed
