@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from fastmixer.kernels.select import kernel_module, kernels
-from fastmixer.ops.checks import Arrays, check_number
+from fastmixer.ops.checks import Arrays, check_integer, check_number
+from fastmixer.ops.dropout import check_seed
 
 MAX_HEAD_DIM = 256
 
@@ -187,12 +188,13 @@ def _check(
         scale = head_dim**-0.5
     check_number(op, "scale", scale)
     check_number(op, "dropout", dropout, at_least=0, below=1)
-    check_number(op, "seed", seed, at_least=0, below=2**64)
+    seed = check_seed(op, seed)
     if window is not None:
-        check_number(op, "window", window, at_least=1)
+        # one as wide as the keys hides no more than a wider one, and fits the kernels' integers
+        window = min(check_integer(op, "window", window, at_least=1), max(k.shape[2], 1))
     spans = _spans(op, q.shape, k.shape, query_starts, key_starts)
     return _Checked(
-        q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, float(dropout), int(seed)
+        q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, float(dropout), seed
     )
 
 
@@ -238,9 +240,10 @@ def _check_starts(op: str, name: str, starts: Any, total: int) -> np.ndarray:
     starts = np.asarray(starts)
     if starts.dtype.kind not in "iu" or starts.ndim != 1 or len(starts) == 0:
         raise TypeError(f"{op}: {name} must be integer [sequences + 1]; got {starts.dtype.name} {starts.shape}")
+    starts = starts.astype(np.int64)  # first: differences of small or unsigned integers wrap around
     if starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any():
         raise ValueError(f"{op}: {name} must rise from 0 to {total}; got {starts.tolist()}")
-    return starts.astype(np.int64)
+    return starts
 
 
 def _leaves_gaps(checked: _Checked) -> bool:
