@@ -22,7 +22,7 @@ def row(timing: Timing, names: list[str]) -> str:
     line += "".join(f"{_duration(timing.seconds[name]):>12}" for name in names)
     line += f"{_ratio(timing, 'jit'):>13}{_ratio(timing, native):>14}"
     share, limit = timing.share(native or names[-1])
-    return (line + f"{share:>8.0%}   {limit:<8}{_target(timing):<14}").rstrip()
+    return (line + f"{share:>9.0%}  {limit:<8}{_target(timing):<14}").rstrip()
 
 
 def rows(timings: Iterable[Timing]) -> list[dict]:

@@ -62,4 +62,4 @@ def columns(pairs: list[tuple[str, str]], width: int = 96) -> str:
             lines += [top.rstrip(), bottom.rstrip(), ""]
             top = bottom = ""
         top, bottom = top + piece.ljust(cell), bottom + token_id.ljust(cell)
-    return "\n".join("  " + line for line in [*lines, top.rstrip(), bottom.rstrip()])
+    return "\n".join(f"  {line}".rstrip() for line in [*lines, top.rstrip(), bottom.rstrip()])

@@ -1,0 +1,80 @@
+"""Every command explains itself; what a user gets wrong is one line on stderr, without a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fastmixer import __version__
+from fastmixer.cli.main import COMMANDS
+
+RUN = [sys.executable, "-c", "from fastmixer.cli.main import main; main()"]
+
+
+def test_the_list_of_commands(run):
+    result = run("--help")
+    assert result.exit_code == 0 and all(f"\n  {command} " in result.output for command in COMMANDS)
+    assert "fastmixer quickstart" in result.output
+    assert run("--version").output == f"fastmixer, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(run, command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    options = result.output.split("Options:\n")[1].splitlines()
+    flags = [line for line in options if line.startswith("  -")]
+    assert len(flags) >= 1
+    for number, line in enumerate(options):
+        if line.startswith("  -"):
+            explained = line[2:].split("  ", 1)[1:] or options[number + 1 : number + 2]
+            assert explained and explained[0].strip(), line
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("quickstart", "show-config")])
+def test_commands_with_arguments_give_examples(run, command):
+    assert f"Examples:\n    fastmixer {command} " in run(command, "--help").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["trian"], 2, "Error: No such command 'trian'"),
+        (["train", "--stepz", "3"], 2, "Error: No such option '--stepz'"),
+        (["generate", "absent", "x"], 1, "Error: absent is not a folder; a model folder holds config.json and model.safetensors"),
+        (["train", "--out", "x"], 2, "Error: give one or more TEXT files, or --resume"),
+        (["tokenize", ""], 1, "Error: tokenize: TEXT is empty"),
+        (["bench", "matmull"], 1, "Error: bench: op must be one of embedding, "),
+        (["generate", "x", "--threads", "0"], 2, "Error: Invalid value for '--threads': must be >= 1; got 0"),
+        (["train", "x.txt", "--out", "y", "--threads", "-2"], 2, "Error: Invalid value for '--threads': must be >= 1; got -2"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_clear_line(run, tmp_path, monkeypatch, arguments, code, text):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert any(line.startswith(text) for line in result.output.splitlines()), result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_go_to_stderr_and_defects_show_where(tmp_path):
+    done = subprocess.run([*RUN, "generate", str(tmp_path / "none")], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    done = subprocess.run([*RUN, "--traceback", "generate", str(tmp_path / "none")], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("FASTMIXER_KERNELS", "fortran", "fortran"),
+        ("FASTMIXER_ISA", "x86_64_v9", "x86_64_v9"),
+        ("FASTMIXER_THREADS", "0", "FASTMIXER_THREADS must be an integer >= 1; got '0'"),
+        ("FASTMIXER_THREADS", "many", "FASTMIXER_THREADS must be an integer >= 1; got 'many'"),
+    ],
+)
+def test_a_forced_choice_that_is_not_there(variable, value, text):
+    code = "import os; os.environ[{!r}] = {!r}; from fastmixer.cli.main import main; main(['show-config'])"
+    done = subprocess.run([sys.executable, "-c", code.format(variable, value)], capture_output=True, text=True)
+    assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr, done.stderr

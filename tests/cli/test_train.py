@@ -1,0 +1,100 @@
+"""`fastmixer train`: text in, a run folder out, resumed on request; bad input is refused before anything is written."""
+
+import json
+import re
+
+import pytest
+
+import fastmixer as fm
+from fastmixer.train.metrics import read_metrics
+
+
+def test_it_says_what_it_does(trained):
+    folder, output = trained
+    lines = output.splitlines()
+    assert re.fullmatch(r"[\d,]+ parameters, vocabulary \d+, [\d,]+ tokens to train on, [\d,]+ to validate on", lines[0])
+    assert [re.match(r"step +(\d+)   validation loss \d\.\d{4}   perplexity \d+\.\d$", line)[1] for line in lines[1:4]] == ["0", "6", "12"]
+    assert re.fullmatch(r"finished at step 12: validation loss \d\.\d{4} nats a token, perplexity \d+\.\d", lines[4])
+    assert lines[5] == f'saved in {folder}; try: fastmixer generate {folder} "Once"' and len(lines) == 6
+    assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl", "data", "checkpoints"}
+    assert isinstance(fm.load(folder), fm.Transformer)
+
+
+def test_resume_of_a_finished_run_changes_nothing(run, trained):
+    folder, _ = trained
+    before, rows = fm.load(folder).parameters.data.copy(), read_metrics(folder)
+    result = run("train", "--out", folder, "--resume", "--no-progress")
+    assert result.exit_code == 0 and "finished at step 12" in result.output
+    assert (fm.load(folder).parameters.data == before).all() and read_metrics(folder)[: len(rows)] == rows
+
+
+def test_a_run_is_not_overwritten(run, trained, text_file, train_options):
+    result = run("train", text_file, "--out", trained[0], *train_options)
+    assert result.exit_code == 2
+    assert f"Error: {trained[0]} already holds a run: add --resume to go on, or choose another --out" in result.output
+
+
+def test_jsonl_and_a_tokenizer_of_ones_own(run, tmp_path, trained, train_options):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"body": f"story {i}: the cat sat on the mat."}) + "\n" for i in range(60)))
+    tokenizer = next(trained[0].glob("checkpoints/*/tokenizer.json"))
+    options = [*train_options, "--field", "body", "--tokenizer", tokenizer, "--steps", "2"]
+    result = run("train", path, "--out", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    assert fm.load(tmp_path / "run").tokenizer.to_json() == fm.Tokenizer.load(tokenizer).to_json()
+    result = run("train", path, "--out", tmp_path / "other", *train_options)
+    assert result.exit_code == 1 and f"{path}" in result.output and "'text'" in result.output
+
+
+def _file(name, content):
+    def make(folder):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+LONG = b"the cat sat on the mat. " * 50
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "text"),
+    [
+        (lambda folder: folder / "absent.txt", [], "absent.txt is not a file"),
+        (_file("a.txt", b""), [], "a.txt"),
+        (_file("a.txt", b"text\0more"), [], "a.txt is binary, not text: byte 4 is 0x00"),
+        (_file("a.txt", b"caf\xe9 noir"), [], "a.txt is not UTF-8 text: byte 3 is 0xe9"),
+        (_file("a.txt", b"Alice"), [], "a context of 16 needs at least 17. Give more text or a shorter context"),
+        (_file("a.txt", LONG), ["--preset", "gpt5"], "ModelConfig: preset must be one of gpt2, "),
+        (_file("a.txt", LONG), ["--time", "17"], "Trainer: time 17 is longer than the model's context of 16"),
+        (_file("a.txt", LONG), ["--steps", "0"], "TrainSettings: steps must be >= 1; got 0"),
+        (_file("a.txt", LONG), ["--dropout", "1"], "ModelConfig: dropout must be >= 0 and < 1; got 1.0"),
+        (_file("a.txt", LONG), ["--schedule", "step"], "TrainSettings: schedule must be one of 'cosine', 'linear', 'constant'; got 'step'"),
+        (_file("a.txt", LONG), ["--tokenizer", "nowhere"], "nowhere"),
+        (_file("a.jsonl", b'{"text": "a"}\n{broken\n'), [], "a.jsonl"),
+    ],
+)  # fmt: skip
+def test_bad_input(run, tmp_path, train_options, make, options, text):
+    result = run("train", make(tmp_path), "--out", tmp_path / "run", *train_options, *options)
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert text in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(run, tmp_path, text_file, train_options):
+    folder = tmp_path / "run"
+    assert run("train", text_file, "--out", folder, *train_options).exit_code == 0
+    path = max(folder.glob("checkpoints/*/optimizer.safetensors"))
+    path.write_bytes(path.read_bytes()[:-8])
+    result = run("train", "--out", folder, "--resume", "--no-progress")
+    assert result.exit_code == 1 and f"Error: {path} must have " in result.output
+
+
+def test_a_damaged_shard_is_refused(run, tmp_path, text_file, train_options):
+    folder = tmp_path / "run"
+    assert run("train", text_file, "--out", folder, *train_options).exit_code == 0
+    path = folder / "data" / "train.tokens"
+    path.write_bytes(path.read_bytes()[:-8])
+    result = run("train", "--out", folder, "--resume", "--no-progress")
+    assert result.exit_code == 1 and f"{path}" in result.output
