@@ -1,9 +1,19 @@
-"""What all tests share: one fixed seed's random generator, and threads put back as they were."""
+"""What all tests share: one fixed seed's random generator, and threads put back as they were.
+
+hypothesis draws the same examples every time; HYPOTHESIS_PROFILE=fresh draws new ones, to go looking for trouble.
+"""
+
+import os
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from fastmixer.kernels import threads
+
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("fresh", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 @pytest.fixture
