@@ -107,16 +107,18 @@ def quickstart(
         say(text_chart(result.losses, losses, entropy))
         say('(pip install "fastmixer[plot]" makes this a picture.)\n')
     seconds = time.perf_counter() - started
-    say(
-        f"{out}/ holds the checkpoint (weights, tokenizer, optimizer), metrics.jsonl"
-        + (f" and the loss curve, {picture.name}" if picture else "")
-        + ".\n\n"
-        f'  fastmixer generate {out} "The Queen"            let it write more\n'
-        f'  fastmixer tokenize "The bank by the river"      three ways to cut a text\n'
-        f"  fastmixer train YOUR.txt --out runs/mine         train on your own text\n"
-        f"  fastmixer bench                                  how fast, and against what limit\n\n"
-        f"The whole walk took {seconds:.0f} seconds."
-    )
+    curve = f" and the loss curve, {picture.name}" if picture else ""
+    say(f"{out}/ holds the checkpoint (weights, tokenizer, optimizer), metrics.jsonl{curve}.\n")
+    commands = {
+        f'fastmixer generate {out} "The Queen"': "let it write more",
+        'fastmixer tokenize "The bank by the river"': "three ways to cut a text",
+        "fastmixer train YOUR.txt --out runs/mine": "train on your own text",
+        "fastmixer bench": "how fast, and against what limit",
+    }
+    width = max(map(len, commands))
+    for command, purpose in commands.items():
+        say(f"  {command:<{width}}   {purpose}")
+    say(f"\nThe whole walk took {seconds:.0f} seconds.")
     return QuickstartResult(out, entropy, result, before, after, seconds)
 
 

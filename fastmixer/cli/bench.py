@@ -19,7 +19,7 @@ from fastmixer.cli import options
 )
 @options.threads
 def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path | None) -> None:
-    """Time OP... (default: all) in NumPy, Numba and Cython, interleaved, over the measured peak.
+    """Time all ops, or each OP, in NumPy, Numba and Cython, interleaved, over the measured peak.
 
     \b
     Examples:

@@ -18,7 +18,7 @@ from fastmixer.cli import options
     "--min-p", type=float, default=0.0, show_default=True, help="Only those this likely beside the likeliest."
 )
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option("--seed", type=int, help="The same seed writes the same text.")
+@click.option("--seed", type=int, help="The same seed writes the same text (default: a new one).")
 @click.option("--stop", multiple=True, help="End before this text (may be given several times).")
 @click.option("--stats", is_flag=True, help="Print tokens a second at the end.")
 @options.threads

@@ -3,7 +3,9 @@
 Knows nothing of what the commands do.
 """
 
+import warnings
 from importlib import import_module
+from typing import TextIO
 
 import click
 
@@ -12,7 +14,7 @@ from fastmixer import __version__
 COMMANDS = ("quickstart", "train", "generate", "tokenize", "bench", "show-config")
 
 # What a command may raise because of what it was given: shown as one line. Anything else is a defect, with its traceback.
-EXPECTED = (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError)
+EXPECTED = (ValueError, TypeError, IndexError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
 class LazyGroup(click.Group):
@@ -28,12 +30,28 @@ class LazyGroup(click.Group):
         return getattr(import_module(f"fastmixer.cli.{module}"), module)
 
     def invoke(self, context: click.Context) -> object:
-        try:
-            return super().invoke(context)
-        except EXPECTED as error:
-            if context.params.get("traceback"):
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(context)
+            except BrokenPipeError:  # `fastmixer ... | head` has read enough: click ends quietly
                 raise
-            raise click.ClickException(str(error)) from error
+            except EXPECTED as error:
+                if context.params.get("traceback"):
+                    raise
+                raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line on stderr, without the place in the source that Python adds."""
+    click.echo(f"Warning: {message}", err=True)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -20,6 +20,11 @@ def quickstart(out: Path | None, steps: int | None, seed: int) -> None:
     """See the whole pipeline at work: text to ids to rows to logits, then train a small GPT on a book and let it write.
 
     Needs no network and no file; takes about a minute on two cores.
+
+    \b
+    Examples:
+      fastmixer quickstart
+      fastmixer quickstart --out runs/first --steps 100
     """
     from fastmixer import quickstart as walk
 

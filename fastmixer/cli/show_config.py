@@ -9,7 +9,13 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Probe the peak and the bandwidth.")
 def show_config(as_json: bool, measure: bool) -> None:
-    """Print kernels, instruction-set levels, threads and the measured limits of this machine."""
+    """Print kernels, instruction-set levels, threads and the measured limits of this machine.
+
+    \b
+    Examples:
+      fastmixer show-config
+      fastmixer show-config --json --no-measure
+    """
     from fastmixer import config_report
 
     if as_json:

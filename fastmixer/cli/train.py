@@ -41,7 +41,7 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 @click.option("--evaluate-every", type=int, default=100, show_default=True, help="Steps (0: at the end only).")
 @click.option("--evaluate-batches", type=int, default=20, show_default=True, help="Validation batches a time.")
 @click.option("--sample-every", type=int, default=0, show_default=True, help="Steps between samples (0: none).")
-@click.option("--sample-prompt", default="\n", help="What samples go on from.")
+@click.option("--sample-prompt", default="\n", show_default="a new line", help="What samples go on from.")
 @click.option("--patience", type=int, default=0, show_default=True, help="Stop after so many evaluations without gain.")
 @click.option("--save-every", type=int, default=200, show_default=True, help="Steps between checkpoints.")
 @click.option("--keep-last", type=int, default=2, show_default=True, help="Checkpoints kept.")
@@ -62,7 +62,11 @@ def train(
     """
     from fastmixer.train import Trainer
 
-    how: dict[str, Any] = {"tensorboard": tensorboard, "progress": progress, "on_message": None if progress else click.echo}
+    how: dict[str, Any] = {
+        "tensorboard": tensorboard,
+        "progress": progress,
+        "on_message": None if progress else click.echo,
+    }
     trainer = Trainer.resume(out, **how) if resume else _new_trainer(text, out, dict(choices), how)
     model = trainer.model
     assert model.tokenizer is not None

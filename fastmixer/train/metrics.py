@@ -36,12 +36,21 @@ class MetricsWriter:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics; a last line that a killed process cut off is left out."""
+    """All rows of a run's metrics; a last line that a killed process cut off is left out.
+
+    ValueError names the first line that is not JSON.
+    """
     path = Path(run) / FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows
 
 
 def _open_tensorboard(run: Path) -> Any:

@@ -147,6 +147,10 @@ class Trainer:
         """
         folder = Path(folder)
         settings = read_json(folder / SETTINGS)
+        for name, kind in (("data", str), ("settings", dict)):
+            value = settings.get(name)
+            if not isinstance(value, kind):
+                raise ValueError(f"{folder / SETTINGS}: field {name!r} must be a {kind.__name__}; got {value!r}")
         if data is None:
             data = open_dataset(folder / settings["data"])
         model = Transformer.load(folder)

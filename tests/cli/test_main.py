@@ -1,12 +1,14 @@
 """Every command explains itself; what a user gets wrong is one line on stderr, without a traceback."""
 
+import re
 import subprocess
 import sys
 
+import click
 import pytest
 
 from fastmixer import __version__
-from fastmixer.cli.main import COMMANDS
+from fastmixer.cli.main import COMMANDS, main
 
 RUN = [sys.executable, "-c", "from fastmixer.cli.main import main; main()"]
 
@@ -31,9 +33,35 @@ def test_every_option_is_explained(run, command):
             assert explained and explained[0].strip(), line
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("quickstart", "show-config")])
-def test_commands_with_arguments_give_examples(run, command):
-    assert f"Examples:\n    fastmixer {command} " in run(command, "--help").output
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_value_has_its_default_or_says_what_happens_without(command):
+    command = main.get_command(None, command)
+    context = click.Context(command)
+    absent_unless_asked_for = {"stop", "json_path", "tokenizer_path"}
+    for option in command.params:
+        if (
+            isinstance(option, click.Option)
+            and not (option.is_flag or option.required)
+            and option.name not in absent_unless_asked_for
+        ):
+            assert re.search(r"[\[(]default: \S", option.get_help_record(context)[1]), option.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_gives_examples_that_parse(run, command):
+    help_text = run(command, "--help").output
+    examples = re.findall(
+        rf"^    fastmixer {command}(.*)$", help_text.split("Examples:\n")[1].split("Options:")[0], re.M
+    )
+    assert examples
+    for flag in re.findall(r"--[a-z-]+", " ".join(examples)):
+        assert f"{flag} " in help_text.split("Options:\n")[1], flag
+
+
+def test_the_list_says_what_each_command_does(run):
+    lines = run("--help").output.split("Commands:\n")[1].splitlines()
+    for line in lines:
+        assert len(line.split()) >= 6, line  # a name and a sentence, not cut off after its first words
 
 
 @pytest.mark.parametrize(
@@ -63,6 +91,31 @@ def test_errors_go_to_stderr_and_defects_show_where(tmp_path):
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     done = subprocess.run([*RUN, "--traceback", "generate", str(tmp_path / "none")], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+
+
+def test_usage_errors_name_the_command_and_end_with_2():
+    done = subprocess.run([*RUN, "train", "--stepz", "3"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("Usage: ") and done.stderr.splitlines()[-1].startswith(
+        "Error: No such option '--stepz'"
+    )
+
+
+def test_a_reader_that_stops_reading_is_no_error(text_file):
+    text = " ".join(text_file.read_text().split()[:600])
+    process = subprocess.Popen(
+        [*RUN, "tokenize", text, "--file", str(text_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+    process.stderr.close()
+
+
+def test_too_little_memory_is_one_line(run, tmp_path, text_file):
+    result = run(
+        "train", text_file, "--out", tmp_path / "run", "--tokenizer", "characters", "--context", 10**12, "--time", 8
+    )
+    assert result.exit_code == 1 and re.fullmatch(r"Error: Unable to allocate .*\n", result.stderr), result.output
 
 
 @pytest.mark.parametrize(

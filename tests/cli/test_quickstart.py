@@ -7,6 +7,7 @@ import pytest
 
 import fastmixer as fm
 from fastmixer import chart
+from fastmixer.quickstart import quickstart
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +60,34 @@ def test_a_second_walk_takes_another_folder(monkeypatch, tmp_path):
         (tmp_path / "runs" / name).mkdir(parents=True)
 
 
-def test_without_matplotlib_the_curve_is_text(tmp_path, monkeypatch):
+def test_what_to_try_next_lines_up(walked):
+    (lines,) = re.findall(r"((?:^  fastmixer .*\n)+)", walked[1], re.M)
+    assert len(lines.splitlines()) == 4
+    assert len({len(line) - len(re.split(r" {3,}", line.strip())[1]) for line in lines.splitlines()}) == 1
+
+
+def test_the_same_seed_takes_the_same_walk(walked, tmp_path):
+    lines = []
+    again = quickstart(tmp_path / "run", steps=12, seed=0, say=lines.append, progress=False)
+    assert again.before in walked[1].replace("\n    ", "\n")
+    assert f"{again.unigram_entropy:.2f} nats" in walked[1]
+    assert (fm.load(again.folder).parameters.data == fm.load(walked[0]).parameters.data).all()
+
+
+def test_without_matplotlib_it_draws_with_text(tmp_path, monkeypatch):
     monkeypatch.setattr(chart, "find_spec", lambda name: None)
-    assert chart.save_loss_curve(tmp_path / "loss.png", [(1, 3.0)], [(0, 4.0)], 3.5) is None
-    text = chart.text_chart([(i, 4 - i / 50) for i in range(1, 101)], [(0, 4.0), (100, 2.5)], 3.5)
-    lines = text.splitlines()
-    assert lines[0].startswith("  4.00 |") and "o" in lines[0] and any("-" * 60 in line for line in lines)
-    assert lines[-1] == "        . training   o validation   - counting pieces alone"
-    assert max(map(len, lines)) <= 80
+    lines = []
+    quickstart(tmp_path / "run", steps=2, say=lines.append, progress=False)
+    assert not (tmp_path / "run" / "loss.png").exists()
+    told = "\n".join(lines)
+    assert ". training   o validation   - counting pieces alone" in told and 'pip install "fastmixer[plot]"' in told
+    assert "loss.png" not in told
 
 
-def test_the_picture(tmp_path):
-    pytest.importorskip("matplotlib")
-    path = chart.save_loss_curve(tmp_path / "loss.png", [(1, 3.0), (2, 2.5)], [(0, 4.0), (2, 2.6)], 3.5)
-    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+def test_a_folder_that_holds_a_run_is_left_alone(walked, run):
+    folder, _ = walked
+    before = (folder / "metrics.jsonl").read_bytes()
+    result = run("quickstart", "--out", folder, "--steps", 2)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {folder} already holds a run; resume it, or choose another folder\n"
+    assert (folder / "metrics.jsonl").read_bytes() == before

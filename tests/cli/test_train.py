@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -12,8 +13,12 @@ from fastmixer.train.metrics import read_metrics
 def test_it_says_what_it_does(trained):
     folder, output = trained
     lines = output.splitlines()
-    assert re.fullmatch(r"[\d,]+ parameters, vocabulary \d+, [\d,]+ tokens to train on, [\d,]+ to validate on", lines[0])
-    assert [re.match(r"step +(\d+)   validation loss \d\.\d{4}   perplexity \d+\.\d$", line)[1] for line in lines[1:4]] == ["0", "6", "12"]
+    assert re.fullmatch(
+        r"[\d,]+ parameters, vocabulary \d+, [\d,]+ tokens to train on, [\d,]+ to validate on", lines[0]
+    )
+    assert [
+        re.match(r"step +(\d+)   validation loss \d\.\d{4}   perplexity \d+\.\d$", line)[1] for line in lines[1:4]
+    ] == ["0", "6", "12"]
     assert re.fullmatch(r"finished at step 12: validation loss \d\.\d{4} nats a token, perplexity \d+\.\d", lines[4])
     assert lines[5] == f'saved in {folder}; try: fastmixer generate {folder} "Once"' and len(lines) == 6
     assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl", "data", "checkpoints"}
@@ -26,6 +31,25 @@ def test_resume_of_a_finished_run_changes_nothing(run, trained):
     result = run("train", "--out", folder, "--resume", "--no-progress")
     assert result.exit_code == 0 and "finished at step 12" in result.output
     assert (fm.load(folder).parameters.data == before).all() and read_metrics(folder)[: len(rows)] == rows
+
+
+def test_resume_goes_on_as_if_never_stopped(run, trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    assert [path.name for path in folder.glob("checkpoints/*")] == ["step-00000008"]
+    result = run("train", "--out", folder, "--resume", "--no-progress")
+    assert result.exit_code == 0 and result.stdout.splitlines()[1:3] == trained[1].splitlines()[3:5], result.output
+    assert (fm.load(folder).parameters.data == fm.load(trained[0]).parameters.data).all()
+    steps = [row["step"] for row in read_metrics(folder) if "loss" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+def test_a_small_text_gives_fewer_pieces_and_one_line_says_so(run, tmp_path, text_file, train_options):
+    result = run("train", text_file, "--out", tmp_path / "run", *train_options, "--tokenizer", "bpe", "--steps", 1)
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert re.fullmatch(r"Warning: train_tokenizer: the text yields \d+ pieces, not the 4096 asked for", line)
 
 
 def test_a_run_is_not_overwritten(run, trained, text_file, train_options):
@@ -98,3 +122,25 @@ def test_a_damaged_shard_is_refused(run, tmp_path, text_file, train_options):
     path.write_bytes(path.read_bytes()[:-8])
     result = run("train", "--out", folder, "--resume", "--no-progress")
     assert result.exit_code == 1 and f"{path}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("run.json", None, "run.json does not exist"),
+        ("run.json", "{", "run.json is not JSON: "),
+        ("run.json", "{}", "run.json: field 'data' must be a str; got None"),
+        ("run.json", '{"data": "data", "settings": 3}', "run.json: field 'settings' must be a dict; got 3"),
+        ("metrics.jsonl", '{"step": 0}\nnonsense\n', "metrics.jsonl, line 2 is not JSON: "),
+    ],
+)
+def test_a_damaged_run_is_one_line_that_names_the_file(run, trained, tmp_path, name, content, text):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    result = run("train", "--out", folder, "--resume", "--no-progress")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {folder}/{text}"), result.output
+    assert result.stderr.count("\n") == 1
