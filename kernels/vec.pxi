@@ -45,3 +45,15 @@ cdef extern from "threads/pool.h":
 from fastmixer.kernels.threads import get_threads as _size_the_pool
 _size_the_pool()
 pool_import()
+
+
+# A vector, or its first `lanes` where a row ends.
+cdef inline vf load_part(const float *p, ptrdiff_t lanes) noexcept nogil:
+    return vf_load(p) if lanes >= VF_WIDTH else vf_load_first(p, lanes)
+
+
+cdef inline void store_part(float *p, vf value, ptrdiff_t lanes) noexcept nogil:
+    if lanes >= VF_WIDTH:
+        vf_store(p, value)
+    else:
+        vf_store_first(p, value, lanes)

@@ -63,11 +63,14 @@ def columns(every_level: bool = False) -> list[str]:
 def run(selected: Iterable[Workload], names: list[str], rounds: int = ROUNDS) -> Iterator[Timing]:
     """Time each workload in each implementation of names; yields a Timing as soon as it is there."""
     memory = np.ones(READ_FLOATS, np.float32)
+    peaks, bandwidths = [probe_flops(ROUND_SECONDS)], [probe_bandwidth(memory)]  # limits: the best of all rounds so far
     for workload in selected:
-        yield _time_one(workload, names, min(rounds, HEAVY_ROUNDS) if workload.heavy else rounds, memory)
+        yield _time_one(workload, names, min(rounds, HEAVY_ROUNDS) if workload.heavy else rounds, memory, peaks, bandwidths)
 
 
-def _time_one(workload: Workload, names: list[str], rounds: int, memory: np.ndarray) -> Timing:
+def _time_one(
+    workload: Workload, names: list[str], rounds: int, memory: np.ndarray, peaks: list[float], bandwidths: list[float]
+) -> Timing:
     calls: dict[str, Callable[[], object]] = {}
     repeats: dict[str, int] = {}
     for name in names:
@@ -80,7 +83,6 @@ def _time_one(workload: Workload, names: list[str], rounds: int, memory: np.ndar
             calls[name], repeats[name] = call, max(1, round(ROUND_SECONDS / (time.perf_counter() - start)))
 
     times: dict[str, list[float]] = {name: [] for name in names}
-    peaks, bandwidths = [], []
     gc.collect()
     for _ in range(rounds):
         time.sleep(SETTLE_SECONDS)

@@ -13,8 +13,9 @@ from fastmixer.model.config import ModelConfig
 from fastmixer.model.parameters import Parameters
 from fastmixer.model.workspace import LayerActivations, Workspace, join_heads, split_heads
 from fastmixer.ops.attention import attention, attention_backward
+from fastmixer.ops.bfloat16 import RoundedWeight
 from fastmixer.ops.dropout import dropout, fold_seed
-from fastmixer.ops.feedforward import feedforward, feedforward_backward
+from fastmixer.ops.feedforward import FeedForwardRounded, feedforward, feedforward_backward
 from fastmixer.ops.matmul import linear, linear_backward
 from fastmixer.ops.norm import layernorm, layernorm_backward, rmsnorm, rmsnorm_backward
 from fastmixer.ops.positions import rotate
@@ -62,28 +63,33 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map's weight: float32 [in, out] and bias: float32 [out], or None, and where their gradients go."""
+    """A linear map's weight: float32 [in, out] and bias: float32 [out], or None, where their gradients go, and the weight's
+    copies in bfloat16, if products are to be in that."""
 
     weight: np.ndarray
     bias: np.ndarray | None
     d_weight: np.ndarray
     d_bias: np.ndarray | None
+    rounded: RoundedWeight | None
 
     @classmethod
     def of(cls, parameters: Parameters, name: str) -> "Linear":
         """The linear map of this name."""
         weight, bias = f"{name}.weight", f"{name}.bias"
-        return cls(parameters[weight], parameters.get(bias), parameters.gradient(weight), parameters.get_gradient(bias))
+        return cls(
+            parameters[weight], parameters.get(bias), parameters.gradient(weight), parameters.get_gradient(bias),
+            parameters.rounded(weight),
+        )  # fmt: skip
 
     def forward(
         self, x: np.ndarray, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """x: [tokens, in] -> x W + bias + residual: [tokens, out]."""
-        return linear(x, self.weight, self.bias, residual=residual, out=out)
+        return linear(x, self.weight, self.bias, residual=residual, rounded=self.rounded, out=out)
 
     def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray) -> np.ndarray:
         """d_out: [tokens, out] -> d_x: [tokens, in]; the parameters' gradients are added."""
-        return linear_backward(d_out, x, self.weight, self.d_weight, self.d_bias, d_x=d_x)
+        return linear_backward(d_out, x, self.weight, self.d_weight, self.d_bias, d_x=d_x, rounded=self.rounded)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,11 @@ class Layer:
         self.gate = Linear.of(parameters, f"{prefix}.feedforward.gate") if config.gated else None
         self.up = Linear.of(parameters, f"{prefix}.feedforward.up")
         self.down = Linear.of(parameters, f"{prefix}.feedforward.down")
+        self._feedforward_rounded = None
+        if self.up.rounded is not None and self.down.rounded is not None:
+            self._feedforward_rounded = FeedForwardRounded(
+                self.up.rounded, self.down.rounded, self.gate.rounded if self.gate else None
+            )
 
     # ---- training ----
 
@@ -197,7 +208,7 @@ class Layer:
         w_gate, b_gate = (self.gate.weight, self.gate.bias) if self.gate else (None, None)
         return feedforward(
             normed, self.up.weight, self.up.bias, self.down.weight, self.down.bias, self.config.activation,
-            w_gate=w_gate, b_gate=b_gate, residual=residual, out=out, saved=saved,
+            w_gate=w_gate, b_gate=b_gate, residual=residual, out=out, saved=saved, rounded=self._feedforward_rounded,
         )  # fmt: skip
 
     def _feedforward_backward(self, d_out: np.ndarray, saved: LayerActivations, space: Workspace) -> np.ndarray:
@@ -208,7 +219,7 @@ class Layer:
             d_out, saved.feedforward_normed, self.up.weight, self.down.weight, saved.feedforward_saved,
             self.config.activation, w_gate=w_gate, d_w_up=self.up.d_weight, d_b_up=self.up.d_bias,
             d_w_down=self.down.d_weight, d_b_down=self.down.d_bias, d_w_gate=d_w_gate, d_b_gate=d_b_gate,
-            d_x=space.d_branch, scratch=space.d_feedforward,
+            d_x=space.d_branch, scratch=space.d_feedforward, rounded=self._feedforward_rounded,
         )  # fmt: skip
 
     def _add_branch(self, x: np.ndarray, out: np.ndarray, rate: float, seed: int, branch: Any, *inputs: Any) -> None:

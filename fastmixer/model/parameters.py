@@ -4,9 +4,11 @@ Knows nothing of what the parameters mean.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+from fastmixer.ops.bfloat16 import RoundedWeight, round_weight
 
 ALIGNMENT = 16  # floats: every view starts on a cache line
 
@@ -15,7 +17,8 @@ class Parameters:
     """Named views into two flat buffers, data and gradients_data: float [size].
 
     parameters["final_norm.weight"] is a view; parameters.gradient(name) its gradient, which backward adds to. The few
-    numbers between views that alignment needs are zero and stay zero.
+    numbers between views that alignment needs are zero and stay zero. In bfloat16 training matrices also have rounded
+    copies, parameters.rounded(name): who writes into data must call round() then (fm.AdamW writes both in one pass).
     """
 
     def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: np.dtype | type = np.float32):
@@ -32,6 +35,7 @@ class Parameters:
         self.data = np.zeros(end, dtype)
         self.gradients_data = np.zeros(end, dtype)
         self._views = {name: self.data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
+        self._rounded: dict[str, RoundedWeight] = {}
         self._gradients = {name: self.gradients_data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
 
     @property
@@ -65,6 +69,20 @@ class Parameters:
         """The gradient of this name, None if there is none."""
         return self._gradients.get(name)
 
+    def keep_rounded(self, names: Iterable[str]) -> None:
+        """From now on these matrices have copies in bfloat16."""
+        self._rounded = {name: RoundedWeight.empty(*self._views[name].shape) for name in names}
+        self.round()
+
+    def round(self) -> None:
+        """Make the copies in bfloat16, if there are any, from the weights as they are."""
+        for name, rounded in self._rounded.items():
+            round_weight(self._views[name], rounded)
+
+    def rounded(self, name: str) -> RoundedWeight | None:
+        """This matrix's copies in bfloat16, None if it has none."""
+        return self._rounded.get(name)
+
     def decayed(self, name: str) -> bool:
         """Whether weight decay applies: to matrices, not to norms and biases."""
         return self._views[name].ndim >= 2
@@ -78,6 +96,23 @@ class Parameters:
                 segments[-1] = (segments[-1][0], stop, segments[-1][2])
             else:
                 segments.append((start, stop, self.decayed(name)))
+        return segments
+
+    def update_segments(self) -> list[tuple[int, int, bool, str | None]]:
+        """The flat buffer as an optimizer walks it: (start, stop, decayed, name). A matrix with rounded copies is a
+        segment of its own, without the gap after it, and has its name there; what lies between is cut where decay does."""
+        segments: list[tuple[int, int, bool, str | None]] = []
+        for start, stop, decayed in self.decay_segments():
+            first = bisect.bisect_left(self._starts, start)
+            last = bisect.bisect_left(self._starts, stop)
+            for name, begin in zip(self._names[first:last], self._starts[first:last], strict=True):
+                if name in self._rounded:
+                    if begin > start:
+                        segments.append((start, begin, decayed, None))
+                    start = begin + self._views[name].size
+                    segments.append((begin, start, decayed, name))
+            if start < stop:
+                segments.append((start, stop, decayed, None))
         return segments
 
     def locate(self, index: int) -> str:

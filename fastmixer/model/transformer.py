@@ -4,6 +4,7 @@ Forward and backward are written by hand over fastmixer.ops. Knows nothing of op
 wording; generation is in generate.py, folders in fastmixer.weights.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from fastmixer.model.generate import TextStream
 from fastmixer.model.parameters import Parameters
 from fastmixer.model.workspace import Workspace, split_heads
 from fastmixer.ops.attention import attention_weights
-from fastmixer.ops.checks import Arrays, check_integer, check_number
+from fastmixer.ops.bfloat16 import is_fast
+from fastmixer.ops.checks import Arrays, check_choice, check_integer, check_number
 from fastmixer.ops.cross_entropy import head_loss
 from fastmixer.ops.dropout import check_seed, dropout, fold_seed
 from fastmixer.ops.embedding import embedding, embedding_backward, nearest
@@ -32,6 +34,7 @@ INITIAL_DEVIATION = 0.02  # GPT-2's; projections into the residual stream are sc
 IGNORE_INDEX = -100
 HEAD_ROWS = 4  # sequences that the head reads at once when decoding: kernels add up so few rows in one order, whatever
 # their number, so that a sequence's logits are the same bits in any batch
+PRECISIONS = ("float32", "bfloat16")
 EMBEDDING_DROPOUT = 0  # the number of the embedding's dropout among a step's seeds; layers count from 1
 
 
@@ -40,12 +43,20 @@ class Transformer:
 
     parameters: all weights and gradients in two flat buffers with named views; tokenizer: what text goes through in
     generate, stream and nearest_tokens (None: ids only). dtype "float64" runs on the NumPy reference alone, for gradient
-    checks.
+    checks. precision "bfloat16": products of weights are in bfloat16, added up in float32; weights, gradients and
+    all else stay float32. Where no instructions for it run, it warns and takes float32, unless force_precision is set.
     Architecture: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), by configuration.
     """
 
     def __init__(
-        self, config: ModelConfig, *, seed: int | None = 0, tokenizer: "Tokenizer | None" = None, dtype: str = "float32"
+        self,
+        config: ModelConfig,
+        *,
+        seed: int | None = 0,
+        tokenizer: "Tokenizer | None" = None,
+        dtype: str = "float32",
+        precision: str = "float32",
+        force_precision: bool = False,
     ):
         if tokenizer is not None and tokenizer.vocab_size > config.vocab:
             raise ValueError(
@@ -55,9 +66,14 @@ class Transformer:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"Transformer: dtype must be 'float32' or 'float64'; got {dtype!r}")
         self.dtype = np.dtype(dtype)
+        self.precision = _usable_precision(precision, force_precision)
+        self._head_name = "embedding.weight" if config.tied_head else "head.weight"
         self.parameters = Parameters(parameter_shapes(config), self.dtype)
         if seed is not None:
             self._initialize(check_integer("Transformer", "seed", seed, at_least=0))
+        if self.precision == "bfloat16":
+            linears = [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]
+            self.parameters.keep_rounded([*linears, self._head_name])
 
         rotary = Rotary(None, None)
         if config.positions == "rotary":
@@ -69,7 +85,6 @@ class Transformer:
             self._position_table = sinusoidal_table(config.context, config.dim).astype(self.dtype)
         self._layers = [Layer(config, self.parameters, index, rotary) for index in range(config.layers)]
         self._final_norm = Norm.of(config, self.parameters, "final_norm")
-        self._head_name = "embedding.weight" if config.tied_head else "head.weight"
         self._workspace: Workspace | None = None
 
     # ---- training ----
@@ -95,7 +110,7 @@ class Transformer:
         d_normed = space.d_branch
         loss = head_loss(
             space.final_normed, head, targets.reshape(-1), ignore_index=IGNORE_INDEX, loss_scale=loss_scale,
-            d_x=d_normed, d_weight=d_head,
+            d_x=d_normed, d_weight=d_head, rounded=self.parameters.rounded(self._head_name),
         )  # fmt: skip
 
         d_x = self._final_norm.backward(
@@ -112,8 +127,9 @@ class Transformer:
         space = self._space(ids)
         self._forward(ids, space, None)
         return head_loss(
-            space.final_normed, self.parameters[self._head_name], targets.reshape(-1), ignore_index=IGNORE_INDEX
-        )
+            space.final_normed, self.parameters[self._head_name], targets.reshape(-1), ignore_index=IGNORE_INDEX,
+            rounded=self.parameters.rounded(self._head_name),
+        )  # fmt: skip
 
     def _forward(self, ids: np.ndarray, space: Workspace, seed: int | None) -> None:
         """Everything up to the head's input, space.final_normed."""
@@ -146,7 +162,8 @@ class Transformer:
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """float32 [batch, time, vocab]: how strongly each piece is expected after each of ids: integer [batch, time]."""
         hidden = self.hidden(ids)
-        return linear(hidden, self.parameters[self._head_name], transpose_weight=True)
+        rounded = self.parameters.rounded(self._head_name)
+        return linear(hidden, self.parameters[self._head_name], transpose_weight=True, rounded=rounded)
 
     def hidden(self, ids: np.ndarray) -> np.ndarray:
         """float32 [batch, time, dim]: what the head reads, after the last norm."""
@@ -176,9 +193,10 @@ class Transformer:
         last = np.ascontiguousarray(x.reshape(batch, time, -1)[:, -1])
         normed, _ = self._final_norm.forward(last)
         logits = np.empty((batch, self.config.vocab), self.dtype)
+        head, rounded = self.parameters[self._head_name], self.parameters.rounded(self._head_name)
         for start in range(0, batch, HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            linear(normed[rows], self.parameters[self._head_name], transpose_weight=True, out=logits[rows])
+            linear(normed[rows], head, transpose_weight=True, rounded=rounded, out=logits[rows])
         return logits
 
     def generate(self, prompt: str | list[str], **options: Any) -> Any:
@@ -255,11 +273,12 @@ class Transformer:
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Transformer":
-        """The model of a folder that save() or a training run wrote. Errors name file, field and value."""
+    def load(cls, folder: str | Path, **options: Any) -> "Transformer":
+        """The model of a folder that save() or a training run wrote. Options: as Transformer's (precision, say). Errors
+        name file, field and value."""
         values, tensors, tokenizer = load_folder(folder)
         config = ModelConfig.from_dict(values)
-        model = cls(config, seed=None, tokenizer=tokenizer)
+        model = cls(config, seed=None, tokenizer=tokenizer, **options)
         model.set_weights(tensors, source=str(folder))
         return model
 
@@ -277,6 +296,7 @@ class Transformer:
                 )
         for name in self.parameters:
             self.parameters[name][...] = tensors[name]
+        self.parameters.round()
 
     # ---- parts ----
 
@@ -317,3 +337,17 @@ class Transformer:
 
     def _last_stream(self, space: Workspace) -> np.ndarray:
         return space.layers[-1].out
+
+
+def _usable_precision(precision: str, force: bool) -> str:
+    """precision, or float32 with a warning where it would only be slower."""
+    check_choice("Transformer", "precision", precision, PRECISIONS)
+    if precision == "float32" or force or is_fast():
+        return precision
+    warnings.warn(
+        "precision 'bfloat16' has no instructions here (see fm.show_config()); going on in float32. "
+        "force_precision=True computes it all the same, slower than float32.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return "float32"

@@ -6,6 +6,7 @@ Knows nothing of batches and time (tokens are one axis) or of where the weight l
 import numpy as np
 
 from fastmixer.kernels.select import kernels
+from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
 from fastmixer.ops.checks import Arrays, check_integer, check_number
 
 CHUNK = 256  # tokens whose logits exist at once: fewer would read the weight more often than the cache forgives
@@ -21,13 +22,15 @@ def head_loss(
     d_x: np.ndarray | None = None,
     d_weight: np.ndarray | None = None,
     chunk: int = CHUNK,
+    rounded: RoundedWeight | None = None,
 ) -> float:
     """Mean of the cross-entropy of softmax(x weight^T) against targets, over the targets that count, in nats.
 
     x: float32 [tokens, dim]; weight: float32 [vocab, dim]; targets: integer [tokens], each in 0..vocab-1 or equal to
     ignore_index (which adds nothing to loss and gradients). Where given, d_x: float32 [tokens, dim] is overwritten
     with, and d_weight: float32 [vocab, dim] is increased by, the gradient of loss_scale * loss (the loss that is
-    returned is not scaled). Never are there more than chunk * vocab logits.
+    returned is not scaled). Never are there more than chunk * vocab logits. With rounded (of weight) the products are
+    those of x, weight and the logits' gradient rounded to bfloat16.
 
     Raises TypeError and ValueError for wrong arrays and numbers, IndexError for a target out of range, ValueError if
     no target counts.
@@ -49,7 +52,12 @@ def head_loss(
     logits = np.empty((min(chunk, len(x)), vocab), x.dtype)
     losses = np.empty(len(x), x.dtype)
     scale = float(loss_scale) / counted
-    kernels("cross_entropy").head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight)
+    kernel, rest = kernels("cross_entropy"), (targets, ignore_index, scale, logits, losses, d_x, d_weight)
+    if rounded is None:
+        kernel.head_loss(x, weight, *rest)
+    else:
+        check_rounded("head_loss", "rounded", rounded, weight)
+        kernel.head_loss_bfloat16(x, rounded.along, rounded.across, *rest)
     return _mean(losses, counted)
 
 

@@ -4,12 +4,13 @@ Knows nothing of layers around it; the residual that forward adds is any array o
 """
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
+from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
 from fastmixer.ops.checks import Arrays, check_choice
 from fastmixer.ops.matmul import as_rows, leading_axes, require_apart
 
@@ -27,6 +28,14 @@ class FeedForwardSaved:
     gate_pre: np.ndarray | None = None
 
 
+class FeedForwardRounded(NamedTuple):
+    """The weights' copies in bfloat16; gate is None where there is no gate."""
+
+    up: RoundedWeight
+    down: RoundedWeight
+    gate: RoundedWeight | None = None
+
+
 @overload
 def feedforward(
     x: np.ndarray,
@@ -41,6 +50,7 @@ def feedforward(
     residual: np.ndarray | None = ...,
     out: np.ndarray | None = ...,
     saved: FeedForwardSaved | None = ...,
+    rounded: FeedForwardRounded | None = ...,
     return_saved: Literal[False] = ...,
 ) -> np.ndarray: ...
 @overload
@@ -57,6 +67,7 @@ def feedforward(
     residual: np.ndarray | None = ...,
     out: np.ndarray | None = ...,
     saved: FeedForwardSaved | None = ...,
+    rounded: FeedForwardRounded | None = ...,
     return_saved: Literal[True],
 ) -> tuple[np.ndarray, FeedForwardSaved]: ...
 def feedforward(
@@ -72,6 +83,7 @@ def feedforward(
     residual: np.ndarray | None = None,
     out: np.ndarray | None = None,
     saved: FeedForwardSaved | None = None,
+    rounded: FeedForwardRounded | None = None,
     return_saved: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, FeedForwardSaved]:
     """out = act(x w_up + b_up) w_down + b_down + residual; with w_gate
@@ -79,8 +91,9 @@ def feedforward(
 
     x, residual, out: float32 [..., dim]; w_up, w_gate: float32 [dim, hidden]; b_up, b_gate: float32 [hidden];
     w_down: float32 [hidden, dim]; b_down: float32 [dim]; activation: "none", "gelu" (exact), "gelu_tanh", "silu",
-    "relu". With return_saved also gives what feedforward_backward wants (in `saved`, if that is passed). Raises
-    TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); gated: Shazeer 2020 (arXiv 2002.05202).
+    "relu". With return_saved also gives what feedforward_backward wants (in `saved`, if that is passed). With rounded (of
+    the weights) products are in bfloat16, as linear's. Raises TypeError or ValueError. Sources: Vaswani et al. 2017
+    (arXiv 1706.03762); gated: Shazeer 2020 (arXiv 2002.05202).
     """
     arrays = Arrays("feedforward")
     axes = leading_axes(x, "dim")
@@ -106,10 +119,12 @@ def feedforward(
     up = arrays.output("saved.up", up, "tokens hidden") if keep or w_gate is not None else None
     if w_gate is not None and keep:
         gate_pre = arrays.output("saved.gate_pre", gate_pre, "tokens hidden")
-    kernels("feedforward").feedforward_forward(
-        as_rows(x), w_gate, b_gate, w_up, b_up, w_down, b_down, as_rows(residual), code, gate_pre, up, hidden,
-        as_rows(out),
-    )  # fmt: skip
+    operands = (as_rows(x), w_gate, b_gate, w_up, b_up, w_down, b_down, as_rows(residual), code, gate_pre, up, hidden)
+    if rounded is None:
+        kernels("feedforward").feedforward_forward(*operands, as_rows(out))
+    else:
+        _check_rounded("feedforward", rounded, w_up, w_down, w_gate)
+        _forward_bfloat16(rounded, *operands, as_rows(out))
     if not return_saved:
         return out
     assert up is not None
@@ -133,6 +148,7 @@ def feedforward_backward(
     d_b_gate: np.ndarray | None = None,
     d_x: np.ndarray | None = None,
     scratch: FeedForwardSaved | None = None,
+    rounded: FeedForwardRounded | None = None,
 ) -> np.ndarray:
     """d_x, and the parameters' gradients added to those that are given; the residual's gradient is d_out itself.
 
@@ -170,8 +186,60 @@ def feedforward_backward(
     for name, value in (("scratch.up", d_up), ("scratch.gate_pre", d_gate_pre)):
         require_apart("feedforward_backward", name, value, up=up, gate_pre=gate_pre, hidden=hidden)
 
-    kernels("feedforward").feedforward_backward(
-        as_rows(d_out), as_rows(x), w_gate, w_up, w_down, code, gate_pre, up, hidden, d_gate_pre, d_up, as_rows(d_x),
-        *(value for value, _ in gradients.values()),
-    )  # fmt: skip
+    operands = (gate_pre, up, hidden, d_gate_pre, d_up, as_rows(d_x), *(value for value, _ in gradients.values()))
+    if rounded is None:
+        kernel = kernels("feedforward").feedforward_backward
+        kernel(as_rows(d_out), as_rows(x), w_gate, w_up, w_down, code, *operands)
+    else:
+        _check_rounded("feedforward_backward", rounded, w_up, w_down, w_gate)
+        _backward_bfloat16(rounded, as_rows(d_out), as_rows(x), code, *operands)
     return d_x
+
+
+# ---- in bfloat16: the linear layer's kernels one after another; each rounds what it multiplies ----
+
+
+def _check_rounded(
+    op: str, rounded: FeedForwardRounded, w_up: np.ndarray, w_down: np.ndarray, w_gate: np.ndarray | None
+) -> None:
+    check_rounded(op, "rounded.up", rounded.up, w_up)
+    check_rounded(op, "rounded.down", rounded.down, w_down)
+    if w_gate is not None:
+        if rounded.gate is None:
+            raise ValueError(f"{op}: rounded.gate must be given with w_gate; got None")
+        check_rounded(op, "rounded.gate", rounded.gate, w_gate)
+
+
+def _forward_bfloat16(
+    rounded: FeedForwardRounded, x: Any, w_gate: Any, b_gate: Any, w_up: Any, b_up: Any, w_down: Any, b_down: Any,
+    residual: Any, code: int, gate_pre: Any, up: Any, hidden: Any, out: Any,
+) -> None:  # fmt: skip
+    forward = kernels("matmul").linear_forward_bfloat16
+    # 1. up, and the bend
+    if rounded.gate is None:
+        forward(x, rounded.up.across, b_up, None, None, up, hidden, False, code)
+    else:
+        forward(x, rounded.up.across, b_up, None, None, None, up, False, 0)
+        forward(x, rounded.gate.across, b_gate, up, None, gate_pre, hidden, False, code)
+    # 2. down
+    forward(hidden, rounded.down.across, b_down, None, residual, None, out, False, 0)
+
+
+def _backward_bfloat16(
+    rounded: FeedForwardRounded, d_out: Any, x: Any, code: int, gate_pre: Any, up: Any, hidden: Any, d_gate_pre: Any,
+    d_up: Any, d_x: Any, d_w_gate: Any, d_b_gate: Any, d_w_up: Any, d_b_up: Any, d_w_down: Any, d_b_down: Any,
+) -> None:  # fmt: skip
+    kernel = kernels("matmul")
+    backward = kernel.linear_backward_bfloat16
+    # 2. down, and the bend
+    if rounded.gate is None:
+        backward(d_out, hidden, rounded.down.along, up, None, d_up, None, d_w_down, False, code, False)
+    else:
+        backward(d_out, hidden, rounded.down.along, gate_pre, up, d_gate_pre, d_up, d_w_down, False, code, False)
+    # 1. up
+    backward(d_up, x, rounded.up.along, None, None, d_x, None, d_w_up, False, 0, False)
+    if rounded.gate is not None:
+        backward(d_gate_pre, x, rounded.gate.along, None, None, d_x, None, d_w_gate, False, 0, True)
+    for d_rows, d_bias in ((d_out, d_b_down), (d_up, d_b_up), (d_gate_pre, d_b_gate)):
+        if d_bias is not None:
+            kernel.linear_backward_bias(d_rows, d_bias)

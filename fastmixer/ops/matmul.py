@@ -10,6 +10,7 @@ import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
+from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
 from fastmixer.ops.checks import Arrays, check_choice
 
 
@@ -49,14 +50,16 @@ def linear(
     residual: np.ndarray | None = None,
     pre_activation: np.ndarray | None = None,
     transpose_weight: bool = False,
+    rounded: RoundedWeight | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """out = act(x W + bias) * multiplier + residual; what is None is left out.
 
     x: float32 [..., in]; weight: float32 [in, out], [out, in] with transpose_weight; bias: float32 [out];
     multiplier, residual, out: float32 [..., out]; pre_activation: float32 [..., out], receives x W + bias;
-    activation: "none", "gelu" (exact), "gelu_tanh", "silu", "relu". out and pre_activation share no memory with the
-    others. Raises TypeError or ValueError.
+    activation: "none", "gelu" (exact), "gelu_tanh", "silu", "relu". With rounded (of weight) x is rounded to bfloat16 too
+    and multiplied with that, added up in float32. out and pre_activation share no memory with the others. Raises
+    TypeError or ValueError.
     """
     arrays = Arrays("linear", "matmul")
     x = arrays.check("x", x, leading_axes(x, "in"))
@@ -72,8 +75,12 @@ def linear(
     inputs = {"x": x, "weight": weight, "bias": bias, "multiplier": multiplier, "residual": residual}
     require_apart("linear", "out", out, pre_activation=pre_activation, **inputs)
     require_apart("linear", "pre_activation", pre_activation, **inputs)
-    kernels("matmul").linear_forward(
-        as_rows(x), weight, bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out),
+    kernel, factor = kernels("matmul").linear_forward, weight
+    if rounded is not None:
+        check_rounded("linear", "rounded", rounded, weight)
+        kernel, factor = kernels("matmul").linear_forward_bfloat16, rounded.along if transpose_weight else rounded.across
+    kernel(
+        as_rows(x), factor, bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out),
         bool(transpose_weight), code,
     )  # fmt: skip
     return out
@@ -93,6 +100,7 @@ def linear_backward(
     d_x: np.ndarray | None = None,
     d_multiplier: np.ndarray | None = None,
     accumulate: bool = False,
+    rounded: RoundedWeight | None = None,
 ) -> np.ndarray:
     """The gradients of out = x W + bias: d_weight and d_bias have theirs added, d_x = d_out W^T is returned.
 
@@ -102,7 +110,8 @@ def linear_backward(
 
     d_out: float32 [..., out]; x, pre_activation, multiplier, d_x, d_multiplier: float32 [..., in]; weight, d_weight
     (None: not wanted): float32 [in, out], [out, in] with transpose_weight; d_bias: float32 [out]. What is written
-    otherwise shares no memory with what is read. Raises TypeError or ValueError.
+    otherwise shares no memory with what is read. With rounded (of weight) the products are those of d_out, x and weight
+    rounded to bfloat16. Raises TypeError or ValueError.
     """
     arrays = Arrays("linear_backward", "matmul")
     axes = leading_axes(x, "in")
@@ -135,6 +144,14 @@ def linear_backward(
     kernel, d_out_rows = kernels("matmul"), as_rows(d_out)
     if d_bias is not None:
         kernel.linear_backward_bias(d_out_rows, d_bias)
+    if rounded is not None:
+        check_rounded("linear_backward", "rounded", rounded, weight)
+        kernel.linear_backward_bfloat16(
+            d_out_rows, as_rows(x), rounded.across if transpose_weight else rounded.along, as_rows(pre_activation),
+            as_rows(multiplier), as_rows(d_x), as_rows(d_multiplier), d_weight, bool(transpose_weight), code,
+            bool(accumulate),
+        )  # fmt: skip
+        return d_x
     if d_weight is not None:
         kernel.linear_backward_weight(as_rows(x), d_out_rows, d_weight, bool(transpose_weight))
     kernel.linear_backward_input(

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastmixer.kernels.optimizer import blocks
 from fastmixer.kernels.select import kernels
+from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
 from fastmixer.ops.checks import Arrays, check_integer, check_number
 
 
@@ -26,19 +27,22 @@ def adamw_step(
     weight_decay: float = 0.0,
     gradient_scale: float = 1.0,
     zero_gradient: bool = False,
+    rounded: RoundedWeight | None = None,
 ) -> None:
     """One AdamW step in place, in one pass over the arrays.
 
-    p (parameters), m, v (moments, zeros before the first step), g (gradient): float32 [n]. step counts from 1. The
+    p (parameters), m, v (moments, zeros before the first step), g (gradient): float32 [n], or [rows, columns] with
+    rounded, the matrix's copies in bfloat16, which are written anew in the same pass. step counts from 1. The
     gradient is multiplied by gradient_scale (clipping) before use and set to 0 afterwards if zero_gradient; otherwise
     it is only read. Weight decay is decoupled and scaled by the learning rate. Raises TypeError or ValueError.
     Source: Loshchilov, Hutter 2019, as torch.optim.AdamW computes it.
     """
     arrays = Arrays("adamw_step", "optimizer")
-    p = arrays.check_output("p", p, "n")
-    m = arrays.check_output("m", m, "n")
-    v = arrays.check_output("v", v, "n")
-    g = arrays.check_output("g", g, "n") if zero_gradient else arrays.check("g", g, "n")
+    axes = "n" if rounded is None else "rows columns"
+    p = arrays.check_output("p", p, axes)
+    m = arrays.check_output("m", m, axes)
+    v = arrays.check_output("v", v, axes)
+    g = arrays.check_output("g", g, axes) if zero_gradient else arrays.check("g", g, axes)
     check_number("adamw_step", "learning_rate", learning_rate, at_least=0)
     check_number("adamw_step", "beta1", beta1, at_least=0, below=1)
     check_number("adamw_step", "beta2", beta2, at_least=0, below=1)
@@ -46,10 +50,15 @@ def adamw_step(
     check_number("adamw_step", "weight_decay", weight_decay, at_least=0)
     check_integer("adamw_step", "step", step, at_least=1)
     check_number("adamw_step", "gradient_scale", gradient_scale)
-    kernels("optimizer").adamw(
-        p, m, v, g, float(learning_rate), float(beta1), float(beta2), float(epsilon), float(weight_decay),
-        int(step), float(gradient_scale), bool(zero_gradient),
+    settings = (
+        float(learning_rate), float(beta1), float(beta2), float(epsilon), float(weight_decay), int(step),
+        float(gradient_scale), bool(zero_gradient),
     )  # fmt: skip
+    if rounded is None:
+        kernels("optimizer").adamw(p, m, v, g, *settings)
+    else:
+        check_rounded("adamw_step", "rounded", rounded, p)
+        kernels("optimizer").adamw_bfloat16(p, m, v, g, rounded.along, rounded.across, *settings)
 
 
 def sgd_step(

@@ -40,7 +40,7 @@ class AdamW:
         self.weight_decay, self.clip_norm = weight_decay, clip_norm
         self.m, self.v = np.zeros_like(parameters.data), np.zeros_like(parameters.data)
         self.step_count = 0
-        self._segments = parameters.decay_segments()
+        self._segments = parameters.update_segments()
 
     def step(self, learning_rate: float | None = None) -> float:
         """Clip, update, zero the gradients; returns their global norm before clipping.
@@ -53,12 +53,13 @@ class AdamW:
             raise FloatingPointError(f"AdamW: the gradients' norm is {norm}; nothing was updated")
         scale = min(1.0, self.clip_norm / norm) if self.clip_norm is not None and norm > 0 else 1.0
         self.step_count += 1
-        for start, stop, decayed in self._segments:
+        for start, stop, decayed, name in self._segments:
+            shape = -1 if name is None else parameters[name].shape
             adamw_step(
-                parameters.data[start:stop], self.m[start:stop], self.v[start:stop], gradients[start:stop],
+                *(flat[start:stop].reshape(shape) for flat in (parameters.data, self.m, self.v, gradients)),
                 learning_rate=self.learning_rate if learning_rate is None else learning_rate,
                 beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
                 weight_decay=self.weight_decay if decayed else 0.0, step=self.step_count, gradient_scale=scale,
-                zero_gradient=True,
+                zero_gradient=True, rounded=None if name is None else parameters.rounded(name),
             )  # fmt: skip
         return norm

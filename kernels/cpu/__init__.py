@@ -7,7 +7,8 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-LEVELS = ("x86_64_v4", "x86_64_v3", "x86_64_v2", "portable")
+# Level by level, best first, and what cpu.native.x86_64_level() must say for it.
+LEVELS = {"x86_64_v4_bf16": 5, "x86_64_v4": 4, "x86_64_v3": 3, "x86_64_v2": 2, "portable": 0}
 
 
 def runnable_levels() -> tuple[str, ...]:
@@ -17,7 +18,7 @@ def runnable_levels() -> tuple[str, ...]:
     from fastmixer.kernels.cpu import native
 
     best = native.x86_64_level()
-    return tuple(level for level in LEVELS if level == "portable" or int(level[-1]) <= best)
+    return tuple(level for level, needed in LEVELS.items() if needed <= best)
 
 
 def processor_name() -> str:

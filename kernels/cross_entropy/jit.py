@@ -5,6 +5,7 @@ Rows are independent: a block of rows is one task, so the number of threads chan
 
 import numpy as np
 
+from fastmixer.kernels.bfloat16 import from_along, round_bfloat16
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.jit_exp import exp_float32
 from fastmixer.kernels.matmul.jit import matmul
@@ -26,6 +27,27 @@ def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_we
         d_logits = None if d_x is None and d_weight is None else chunk_logits
         cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
         # d_x = d_logits W; d_W += d_logits^T x
+        if d_x is not None:
+            matmul(d_logits, weight, d_x[start:stop], False, False, False)
+        if d_weight is not None:
+            matmul(d_logits, x_chunk, d_weight, True, False, True)
+
+
+def head_loss_bfloat16(x, along, across, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+    """As head_loss with products in bfloat16: numbers are rounded, and multiplied in float32; shapes: reference.py."""
+    tokens, chunk = len(x), len(logits)
+    weight = np.ascontiguousarray(from_along(along, x.shape[1]))
+    for start in range(0, tokens, chunk):
+        stop = min(start + chunk, tokens)
+        x_chunk, chunk_logits = round_bfloat16(x[start:stop]), logits[: stop - start]
+        # logits = x W^T, for these tokens only
+        matmul(x_chunk, weight, chunk_logits, False, True, False)
+        # losses; d_logits takes the place of the logits
+        d_logits = None if d_x is None and d_weight is None else chunk_logits
+        cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
+        # d_x = d_logits W; d_W += d_logits^T x
+        if d_logits is not None:
+            d_logits = round_bfloat16(d_logits)
         if d_x is not None:
             matmul(d_logits, weight, d_x[start:stop], False, False, False)
         if d_weight is not None:

@@ -20,3 +20,15 @@ def cross_entropy_rows(
     d_logits: np.ndarray | None,
 ) -> None: ...
 def softmax_rows(logits: np.ndarray, out: np.ndarray) -> None: ...
+def head_loss_bfloat16(
+    x: np.ndarray,
+    along: np.ndarray,
+    across: np.ndarray,
+    targets: np.ndarray,
+    ignore_index: int,
+    scale: float,
+    logits: np.ndarray,
+    losses: np.ndarray,
+    d_x: np.ndarray | None,
+    d_weight: np.ndarray | None,
+) -> None: ...

@@ -5,6 +5,8 @@ Knows nothing of batches or models: tokens in, one loss a token out.
 
 import numpy as np
 
+from fastmixer.kernels.bfloat16 import from_along, round_bfloat16
+
 
 def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight):
     """The loss of every token against its target, and the gradients of scale * sum(losses).
@@ -28,6 +30,33 @@ def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_we
             np.matmul(d_logits, weight, out=d_x[start:stop])
         if d_weight is not None:
             d_weight += d_logits.T @ x_chunk
+
+
+def head_loss_bfloat16(x, along, across, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+    """As head_loss with products in bfloat16. The weight comes rounded in both layouts of pairs (kernels/bfloat16.py):
+    along: uint32 [vocab, ceil(dim / 2)] for the logits, across: uint32 [ceil(vocab / 2), dim] for d_x; x and d_logits
+    are rounded here."""
+    tokens, chunk = len(x), len(logits)
+    weight = from_along(along, x.shape[1]).astype(x.dtype)
+    for start in range(0, tokens, chunk):
+        stop = min(start + chunk, tokens)
+        x_chunk, chunk_logits = _rounded(x[start:stop]), logits[: stop - start]
+        # logits = x W^T, for these tokens only
+        np.matmul(x_chunk, weight.T, out=chunk_logits)
+        # losses; d_logits takes the place of the logits
+        d_logits = None if d_x is None and d_weight is None else chunk_logits
+        cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
+        # d_x = d_logits W; d_W += d_logits^T x
+        if d_logits is not None:
+            d_logits = _rounded(d_logits)
+        if d_x is not None:
+            np.matmul(d_logits, weight, out=d_x[start:stop])
+        if d_weight is not None:
+            d_weight += d_logits.T @ x_chunk
+
+
+def _rounded(x):
+    return round_bfloat16(x).astype(x.dtype)
 
 
 def cross_entropy_rows(logits, targets, ignore_index, scale, losses, d_logits):

@@ -4,17 +4,6 @@
 # all steps would wait for each exponential.
 
 
-cdef inline vf load_part(const float *p, ptrdiff_t lanes) noexcept nogil:
-    return vf_load(p) if lanes >= VF_WIDTH else vf_load_first(p, lanes)
-
-
-cdef inline void store_part(float *p, vf value, ptrdiff_t lanes) noexcept nogil:
-    if lanes >= VF_WIDTH:
-        vf_store(p, value)
-    else:
-        vf_store_first(p, value, lanes)
-
-
 cdef void store_row(
     GemmTask *g, float *sums, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
 ) noexcept nogil:

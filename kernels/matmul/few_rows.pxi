@@ -57,17 +57,29 @@ cdef void multiply_few_rows(
 ) noexcept nogil:
     """sums [rows, columns]: a tile of 1, 2 or 4 rows, of TILE_COLUMNS or (wide) as many columns as registers hold."""
     if wide and rows == 1:
-        tile_multiply(1, TILE_SUMS, K_AHEAD, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS * VF_WIDTH, False)
+        tile_multiply(1, TILE_SUMS, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS * VF_WIDTH, False)
     elif wide and rows == 2:
-        tile_multiply(2, TILE_SUMS // 2, K_AHEAD, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 2 * VF_WIDTH, False)
+        tile_multiply(2, TILE_SUMS // 2, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 2 * VF_WIDTH, False)
     elif wide:
-        tile_multiply(4, TILE_SUMS // 4, K_AHEAD, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 4 * VF_WIDTH, False)
+        tile_multiply(4, TILE_SUMS // 4, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 4 * VF_WIDTH, False)
     elif rows == 1:
-        tile_multiply(1, TILE_VECTORS, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+        tile_multiply(1, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
     elif rows == 2:
-        tile_multiply(2, TILE_VECTORS, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+        tile_multiply(2, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
     else:
-        tile_multiply(4, TILE_VECTORS, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+        tile_multiply(4, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+
+
+cdef void multiply_few_rows_of_pairs(
+    ptrdiff_t rows, const float **starts, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *sums,
+) noexcept nogil:
+    """sums [rows, TILE_COLUMNS], A and B in pairs of bfloat16."""
+    if rows == 1:
+        tile_multiply(1, TILE_VECTORS, 0, 1, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+    elif rows == 2:
+        tile_multiply(2, TILE_VECTORS, 0, 1, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+    else:
+        tile_multiply(4, TILE_VECTORS, 0, 1, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
 
 
 cdef void few_rows_along_k(GemmTask *g, const float **starts, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:

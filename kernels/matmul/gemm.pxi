@@ -30,7 +30,7 @@ cdef extern from "matmul/tile.h" nogil:
     enum: TILE_VECTORS
     enum: TILE_COLUMNS
     enum: TILE_SUMS
-    void tile_multiply(int row_count, int vectors, int ahead, const float **rows, ptrdiff_t a_step,
+    void tile_multiply(int row_count, int vectors, int ahead, int pairs, const float **rows, ptrdiff_t a_step,
                        const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed, float *out, ptrdiff_t out_row,
                        bint add)
     void full_tile(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
@@ -38,6 +38,12 @@ cdef extern from "matmul/tile.h" nogil:
     void full_tile_strided(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void full_tile_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+                           float *packed, float *out, ptrdiff_t out_row, bint add)
+    void full_tile_pairs(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+                   float *packed, float *out, ptrdiff_t out_row, bint add)
+    void full_tile_pairs_strided(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+                           float *packed, float *out, ptrdiff_t out_row, bint add)
+    void full_tile_pairs_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
@@ -62,6 +68,7 @@ cdef struct GemmTask:
     ptrdiff_t out_row
     ptrdiff_t m, n, k
     bint accumulate
+    bint pairs  # A and B are pairs of bfloat16 (bfloat16.h), and k counts pairs
     # epilogue, forward: out = act(sum + bias) * multiplier + residual; pre_activation = sum + bias
     int activation
     const float *bias  # [n] or NULL
@@ -107,7 +114,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     )
     if g.k == 0:
         return pool_run(gemm_empty_sum, g, row_blocks * g.column_tasks)
-    if g.m <= FEW_ROWS and g.packed_b == NULL and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
+    if g.m <= FEW_ROWS and g.packed_b == NULL and not g.pairs and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
         return pool_run(few_rows_block, g, g.column_tasks)
     return pool_run(gemm_block, g, row_blocks * g.column_tasks)
 
@@ -185,8 +192,17 @@ cdef void multiply_tile(
         out, out_row = sums, TILE_COLUMNS
     # A is read where it lies, also transposed: each k then costs one line of L2, which the multiply-adds hide (packing
     # it cost 12 % of the weight gradient at 256x768x768).
-    if rows <= FEW_ROWS:
+    if rows <= FEW_ROWS and g.pairs:
+        multiply_few_rows_of_pairs(rows, starts, g.a_k, b, b_step, depth, out)
+    elif rows <= FEW_ROWS:
         multiply_few_rows(rows, False, starts, g.a_k, b, b_step, depth, out)
+    elif g.pairs:
+        if packed != NULL:
+            full_tile_pairs_packing(starts, g.a_k, b, b_step, depth, packed, out, out_row, load and in_place)
+        elif g.a_k == 1:
+            full_tile_pairs(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place)
+        else:
+            full_tile_pairs_strided(starts, g.a_k, b, b_step, depth, NULL, out, out_row, load and in_place)
     elif packed != NULL:
         full_tile_packing(starts, g.a_k, b, b_step, depth, packed, out, out_row, load and in_place)
     elif g.a_k == 1:

@@ -10,6 +10,7 @@ import numpy as np
 from numba import carray
 
 from fastmixer.kernels.activations_jit import activate, derivative
+from fastmixer.kernels.bfloat16 import from_across, from_along, pairs_across, pairs_along, round_bfloat16
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.matmul.jit_tile import (
     TILE_COLUMNS,
@@ -351,4 +352,44 @@ def linear_forward_packed(x, packed, bias, multiplier, residual, out, activation
     _gemm(
         x, (x.shape[1], 1), None, (0, 1), out, x.shape[1], False, packed_b=packed, activation=activation, bias=bias,
         multiplier=multiplier, residual=residual,
+    )  # fmt: skip
+
+
+# ---- in bfloat16: Numba has no bfloat16 product, so numbers are rounded and multiplied in float32 ----
+
+
+def to_pairs(x, along, across):
+    """along: uint32 [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] of x: float32 [rows, columns];
+    either may be None."""
+    if along is not None:
+        along[...] = pairs_along(x)
+    if across is not None:
+        across[...] = pairs_across(x)
+
+
+def linear_forward_bfloat16(
+    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation
+):  # fmt: skip
+    """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
+    inputs = x.shape[1]
+    weight = from_along(weight, inputs) if transpose_weight else from_across(weight, inputs)
+    linear_forward(
+        round_bfloat16(x), np.ascontiguousarray(weight), bias, multiplier, residual, pre_activation, out, transpose_weight,
+        activation,
+    )  # fmt: skip
+
+
+def linear_backward_bfloat16(
+    d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate
+):  # fmt: skip
+    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: along
+    [in, ceil(out / 2)], or across [ceil(out / 2), in] if transpose_weight."""
+    outputs, d_out = d_out.shape[1], round_bfloat16(d_out)
+    weight = from_across(weight, outputs) if transpose_weight else from_along(weight, outputs)
+    if d_weight is not None:
+        # tokens are added up two by two
+        linear_backward_weight(round_bfloat16(x), d_out, d_weight, transpose_weight)
+    linear_backward_input(
+        d_out, np.ascontiguousarray(weight), pre_activation, multiplier, d_x, d_multiplier, transpose_weight, activation,
+        accumulate,
     )  # fmt: skip

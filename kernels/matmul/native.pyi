@@ -38,3 +38,28 @@ def linear_forward_packed(
     out: np.ndarray,
     activation: int,
 ) -> None: ...
+def to_pairs(x: np.ndarray, along: np.ndarray | None, across: np.ndarray | None) -> None: ...
+def linear_forward_bfloat16(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    multiplier: np.ndarray | None,
+    residual: np.ndarray | None,
+    pre_activation: np.ndarray | None,
+    out: np.ndarray,
+    transpose_weight: bool,
+    activation: int,
+) -> None: ...
+def linear_backward_bfloat16(
+    d_out: np.ndarray,
+    x: np.ndarray | None,
+    weight: np.ndarray,
+    pre_activation: np.ndarray | None,
+    multiplier: np.ndarray | None,
+    d_x: np.ndarray,
+    d_multiplier: np.ndarray | None,
+    d_weight: np.ndarray | None,
+    transpose_weight: bool,
+    activation: int,
+    accumulate: bool,
+) -> None: ...

@@ -6,6 +6,7 @@ Shapes and meaning: reference.py. Knows nothing of layers beyond one linear map.
 include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
+include "bfloat16.pxi"
 
 
 def matmul(const float[:, ::1] a, const float[:, ::1] b, float[:, ::1] out, bint transpose_a, bint transpose_b,
@@ -120,4 +121,77 @@ def linear_forward_packed(const float[:, ::1] x, const float[::1] packed, const 
     g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
     g.residual = &residual[0, 0] if residual is not None else NULL
     with nogil:
+        gemm(&g)
+
+
+# ---- in bfloat16: x and d_out are rounded here, the weight's copies come rounded ----
+
+cdef inline const float *words(const uint32_t[:, ::1] x) noexcept:
+    return <const float *>&x[0, 0] if x is not None else NULL
+
+
+def to_pairs(const float[:, ::1] x, uint32_t[:, ::1] along, uint32_t[:, ::1] across):
+    """along: uint32 [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] of x: float32 [rows, columns];
+    either may be None."""
+    cdef float *along_words = <float *>words(along)
+    cdef float *across_words = <float *>words(across)
+    with nogil:
+        make_pairs(&x[0, 0], x.shape[1], x.shape[0], x.shape[1], along_words, across_words)
+
+
+def linear_forward_bfloat16(const float[:, ::1] x, const uint32_t[:, ::1] weight, const float[::1] bias,
+                            const float[:, ::1] multiplier, const float[:, ::1] residual, float[:, ::1] pre_activation,
+                            float[:, ::1] out, bint transpose_weight, int activation):
+    """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
+    cdef ptrdiff_t tokens = x.shape[0], inputs = x.shape[1], outputs = out.shape[1], half = halved(x.shape[1])
+    cdef const float *x_data = &x[0, 0]
+    cdef float *x_pairs
+    cdef GemmTask g = linear_task(
+        NULL, words(weight), transpose_weight, &bias[0] if bias is not None else NULL, activation, &out[0, 0],
+        tokens, half, outputs,
+    )
+    g.pairs = True
+    g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
+    g.residual = &residual[0, 0] if residual is not None else NULL
+    g.pre_activation = &pre_activation[0, 0] if pre_activation is not None else NULL
+    with nogil:
+        x_pairs = <float *>pool_shared(sizeof(float) * tokens * half)
+        make_pairs(x_data, inputs, tokens, inputs, x_pairs, NULL)
+        g.a = x_pairs
+        gemm(&g)
+
+
+def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, const uint32_t[:, ::1] weight,
+                             const float[:, ::1] pre_activation, const float[:, ::1] multiplier, float[:, ::1] d_x,
+                             float[:, ::1] d_multiplier, float[:, ::1] d_weight, bint transpose_weight, int activation,
+                             bint accumulate):
+    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: along
+    [in, ceil(out / 2)], or across [ceil(out / 2), in] if transpose_weight."""
+    cdef ptrdiff_t tokens = d_out.shape[0], outputs = d_out.shape[1], inputs = d_x.shape[1]
+    cdef ptrdiff_t half = halved(outputs), half_tokens = halved(tokens)
+    cdef const float *d_out_data = &d_out[0, 0]
+    cdef const float *x_data = &x[0, 0] if x is not None else NULL
+    cdef float *d_weight_data = &d_weight[0, 0] if d_weight is not None else NULL
+    cdef float *d_out_along
+    cdef float *d_out_across
+    cdef float *x_across
+    cdef GemmTask g = input_gradient_task(NULL, words(weight), transpose_weight, &d_x[0, 0], tokens, inputs, half, accumulate)
+    cdef GemmTask dw
+    g.pairs, g.activation = True, activation
+    if pre_activation is not None:
+        g.input_pre = &pre_activation[0, 0]
+        g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
+        g.d_multiplier = &d_multiplier[0, 0] if d_multiplier is not None else NULL
+    with nogil:
+        d_out_along = <float *>pool_shared(sizeof(float) * (tokens * half + half_tokens * (outputs + inputs)))
+        d_out_across = d_out_along + tokens * half
+        x_across = d_out_across + half_tokens * outputs
+        make_pairs(d_out_data, outputs, tokens, outputs, d_out_along, d_out_across if d_weight_data != NULL else NULL)
+        if d_weight_data != NULL:
+            # tokens are added up two by two
+            make_pairs(x_data, inputs, tokens, inputs, NULL, x_across)
+            dw = weight_gradient_task(x_across, d_out_across, d_weight_data, transpose_weight, half_tokens, inputs, outputs)
+            dw.pairs = True
+            gemm(&dw)
+        g.a = d_out_along
         gemm(&g)

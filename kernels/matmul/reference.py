@@ -6,6 +6,7 @@ Knows nothing of layers beyond one linear map. Source of the gradients: the prod
 import numpy as np
 
 from fastmixer.kernels.activations_reference import activate, derivative
+from fastmixer.kernels.bfloat16 import from_across, from_along, pairs_across, pairs_along, round_bfloat16
 
 
 def matmul(a, b, out, transpose_a, transpose_b, accumulate):
@@ -72,3 +73,46 @@ def linear_forward_packed(x, packed, bias, multiplier, residual, out, activation
     """As linear_forward, over a weight that pack_weight packed."""
     weight = packed.reshape(x.shape[1], out.shape[1])
     linear_forward(x, weight, bias, multiplier, residual, None, out, False, activation)
+
+
+# ---- in bfloat16: x and d_out are rounded here, the weight's copies come rounded ----
+
+
+def to_pairs(x, along, across):
+    """along: uint32 [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] of x: float32 [rows, columns];
+    either may be None."""
+    if along is not None:
+        along[...] = pairs_along(x)
+    if across is not None:
+        across[...] = pairs_across(x)
+
+
+def linear_forward_bfloat16(
+    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation
+):  # fmt: skip
+    """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
+    inputs = x.shape[1]
+    weight = from_along(weight, inputs) if transpose_weight else from_across(weight, inputs)
+    linear_forward(
+        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, transpose_weight, activation
+    )
+
+
+def linear_backward_bfloat16(
+    d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate
+):  # fmt: skip
+    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: along
+    [in, ceil(out / 2)], or across [ceil(out / 2), in] if transpose_weight."""
+    outputs, d_out = d_out.shape[1], _rounded(d_out)
+    weight = from_across(weight, outputs) if transpose_weight else from_along(weight, outputs)
+    if d_weight is not None:
+        # tokens are added up two by two
+        linear_backward_weight(_rounded(x), d_out, d_weight, transpose_weight)
+    linear_backward_input(
+        d_out, weight.astype(d_out.dtype), pre_activation, multiplier, d_x, d_multiplier, transpose_weight, activation,
+        accumulate,
+    )  # fmt: skip
+
+
+def _rounded(x):
+    return round_bfloat16(x).astype(x.dtype)

@@ -6,6 +6,7 @@
 #ifndef FASTMIXER_TILE_H
 #define FASTMIXER_TILE_H
 
+#include "bfloat16.h"
 #include "vec.h"
 
 #if VF_REGISTERS == 32
@@ -30,8 +31,10 @@
  * `a_step` a k; B's row moves by `b_step`. `row_count` and `vectors` (their product at most TILE_SUMS) are constants at
  * each call: the loops unroll early and the sums are registers. Every sum runs over k in the same order at any size.
  * With `ahead`, B comes from memory and is asked for so many k ahead. With `packed`, B's rows are also copied there, side
- * by side: stores that the multiply-adds hide (a pack of its own took 4 % of a product of 256 rows). */
-VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int ahead, const float *const rows[TILE_ROWS],
+ * by side: stores that the multiply-adds hide (a pack of its own took 4 % of a product of 256 rows). With `pairs` the
+ * numbers of A and B are pairs of bfloat16 (bfloat16.h) and k counts pairs; all else stays as it is. */
+VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int ahead, const int pairs,
+                              const float *const rows[TILE_ROWS],
                               ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed,
                               float *out, ptrdiff_t out_row, int add) {
     vf sums[TILE_SUMS];
@@ -51,7 +54,8 @@ VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int 
         UNROLL for (int i = 0; i < row_count; i++) {
             vf broadcast = vf_set(a[i][k * a_step]);
             UNROLL for (int j = 0; j < vectors; j++)
-                sums[i * vectors + j] = vf_fma(broadcast, b_row[j], sums[i * vectors + j]);
+                sums[i * vectors + j] = pairs ? bf16_dot(sums[i * vectors + j], broadcast, b_row[j])
+                                              : vf_fma(broadcast, b_row[j], sums[i * vectors + j]);
         }
     }
     if (add) {
@@ -69,15 +73,19 @@ VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int 
 }
 
 /* The full tile, in functions of their own: inlined into one caller, their row pointers spilled (7 % of a product). */
-#define FULL_TILE(name, ahead, a_step, b_step, packed)                                                                   \
+#define FULL_TILE(name, ahead, pairs, a_step, b_step, packed)                                                          \
     static __attribute__((noinline)) void name(const float *const rows[TILE_ROWS], ptrdiff_t a_k, const float *b,      \
                                                ptrdiff_t b_k, ptrdiff_t depth, float *panel, float *out,               \
                                                ptrdiff_t out_row, int add) {                                           \
-        tile_multiply(TILE_ROWS, TILE_VECTORS, ahead, rows, a_step, b, b_step, depth, packed, out, out_row, add);      \
+        tile_multiply(TILE_ROWS, TILE_VECTORS, ahead, pairs, rows, a_step, b, b_step, depth, packed, out, out_row,     \
+                      add);                                                                                            \
     }
-FULL_TILE(full_tile, 0, 1, TILE_COLUMNS, NULL)
-FULL_TILE(full_tile_strided, 0, a_k, TILE_COLUMNS, NULL)
-FULL_TILE(full_tile_packing, PACK_AHEAD, a_k, b_k, panel)
+FULL_TILE(full_tile, 0, 0, 1, TILE_COLUMNS, NULL)
+FULL_TILE(full_tile_strided, 0, 0, a_k, TILE_COLUMNS, NULL)
+FULL_TILE(full_tile_packing, PACK_AHEAD, 0, a_k, b_k, panel)
+FULL_TILE(full_tile_pairs, 0, 1, 1, TILE_COLUMNS, NULL)
+FULL_TILE(full_tile_pairs_strided, 0, 1, a_k, TILE_COLUMNS, NULL)
+FULL_TILE(full_tile_pairs_packing, PACK_AHEAD, 1, a_k, b_k, panel)
 #undef FULL_TILE
 
 /* sums[i * sums_step] = row i of A times b over `depth`, all of it along memory, read from front to back. */

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastmixer.kernels.bfloat16 import pairs_across, pairs_along
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.optimizer import BLOCK, adamw_factors, blocks
 from fastmixer.kernels.threads import parallel_for
@@ -44,6 +45,18 @@ def adamw(
             _zero(g[part])
 
     parallel_for(task, blocks(len(p)))
+
+
+def adamw_bfloat16(
+    p, m, v, g, along, across, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient
+):  # fmt: skip
+    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies along: uint32
+    [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] (kernels/bfloat16.py)."""
+    adamw(
+        p.reshape(-1), m.reshape(-1), v.reshape(-1), g.reshape(-1), learning_rate, beta1, beta2, epsilon, weight_decay, step,
+        gradient_scale, zero_gradient,
+    )  # fmt: skip
+    along[...], across[...] = pairs_along(p), pairs_across(p)
 
 
 @compiled

@@ -4,6 +4,7 @@ Memory bandwidth is the limit, so each array is passed over once, in plain loops
 """
 
 include "vec.pxi"
+include "bfloat16.pxi"
 
 from libc.math cimport sqrtf
 
@@ -37,10 +38,8 @@ cdef inline void zero(const float *g, ptrdiff_t count) noexcept nogil:
         target[i] = 0
 
 
-cdef void adamw_block(void *argument, ptrdiff_t task) noexcept nogil:
-    cdef const Update *op = <const Update *>argument
-    cdef ptrdiff_t i, start = task * BLOCK_SIZE
-    cdef ptrdiff_t count = min(BLOCK_SIZE, op.count - start)
+cdef inline void adamw_range(const Update *op, ptrdiff_t start, ptrdiff_t count) noexcept nogil:
+    cdef ptrdiff_t i
     cdef float *p = op.p + start
     cdef float *m = op.m + start
     cdef float *v = op.v + start
@@ -63,6 +62,20 @@ cdef void adamw_block(void *argument, ptrdiff_t task) noexcept nogil:
         zero(g, count)
 
 
+cdef void adamw_block(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef const Update *op = <const Update *>argument
+    adamw_range(op, task * BLOCK_SIZE, min(BLOCK_SIZE, op.count - task * BLOCK_SIZE))
+
+
+cdef int set_factors(Update *op, double learning_rate, double beta1, double beta2, double epsilon, double weight_decay,
+                     ptrdiff_t step, double gradient_scale, bint zero_gradient) except -1:
+    op.keep, op.step_size, op.root_scale = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
+    op.beta1, op.rest1 = beta1, 1 - beta1
+    op.beta2, op.rest2 = beta2, 1 - beta2
+    op.epsilon, op.gradient_scale, op.zero_gradient = epsilon, gradient_scale, zero_gradient
+    return 0
+
+
 def adamw(float[::1] p, float[::1] m, float[::1] v, const float[::1] g, double learning_rate, double beta1,
           double beta2, double epsilon, double weight_decay, ptrdiff_t step, double gradient_scale,
           bint zero_gradient):
@@ -70,21 +83,45 @@ def adamw(float[::1] p, float[::1] m, float[::1] v, const float[::1] g, double l
     cdef Update op
     if p.shape[0] == 0:
         return
-    op.p = &p[0]
-    op.m = &m[0]
-    op.v = &v[0]
-    op.g = &g[0]
-    op.count = p.shape[0]
-    op.keep, op.step_size, op.root_scale = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
-    op.beta1 = beta1
-    op.rest1 = 1 - beta1
-    op.beta2 = beta2
-    op.rest2 = 1 - beta2
-    op.epsilon = epsilon
-    op.gradient_scale = gradient_scale
-    op.zero_gradient = zero_gradient
+    op.p, op.m, op.v, op.g, op.count = &p[0], &m[0], &v[0], &g[0], p.shape[0]
+    set_factors(&op, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient)
     with nogil:
         pool_run(adamw_block, &op, (op.count + BLOCK_SIZE - 1) // BLOCK_SIZE)
+
+
+# A matrix whose rounded copies the products read: they are written while its new rows are in cache.
+cdef struct MatrixUpdate:
+    Update update
+    ptrdiff_t rows, columns, task_rows
+    float *along
+    float *across
+
+
+cdef void adamw_rows(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef const MatrixUpdate *op = <const MatrixUpdate *>argument
+    cdef ptrdiff_t first = task * op.task_rows, rows = min(op.task_rows, op.rows - first)
+    cdef PairsTask pairs
+    adamw_range(&op.update, first * op.columns, rows * op.columns)
+    pairs.x, pairs.row, pairs.rows, pairs.columns = op.update.p + first * op.columns, op.columns, rows, op.columns
+    pairs.along, pairs.across = op.along + first * halved(op.columns), op.across + first // 2 * op.columns
+    pairs_of_rows(&pairs, 0, rows)
+
+
+def adamw_bfloat16(float[:, ::1] p, float[:, ::1] m, float[:, ::1] v, const float[:, ::1] g, uint32_t[:, ::1] along,
+                   uint32_t[:, ::1] across, double learning_rate, double beta1, double beta2, double epsilon,
+                   double weight_decay, ptrdiff_t step, double gradient_scale, bint zero_gradient):
+    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies along: uint32
+    [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns], in the same pass."""
+    cdef MatrixUpdate op
+    if p.shape[0] == 0 or p.shape[1] == 0:
+        return
+    op.rows, op.columns = p.shape[0], p.shape[1]
+    op.task_rows = 2 * max(1, BLOCK_SIZE // (2 * op.columns))  # pairs of rows stay together
+    op.update.p, op.update.m, op.update.v, op.update.g = &p[0, 0], &m[0, 0], &v[0, 0], &g[0, 0]
+    op.along, op.across = <float *>&along[0, 0], <float *>&across[0, 0]
+    set_factors(&op.update, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient)
+    with nogil:
+        pool_run(adamw_rows, &op, (op.rows + op.task_rows - 1) // op.task_rows)
 
 
 cdef void sgd_block(void *argument, ptrdiff_t task) noexcept nogil:

@@ -6,6 +6,7 @@ nothing of parameters' names or which of them decay: arrays arrive flat.
 
 import numpy as np
 
+from fastmixer.kernels.bfloat16 import pairs_across, pairs_along
 from fastmixer.kernels.optimizer import BLOCK, adamw_factors
 
 
@@ -26,6 +27,18 @@ def adamw(
         # 4. zero the gradient
         if zero_gradient:
             g[part] = 0
+
+
+def adamw_bfloat16(
+    p, m, v, g, along, across, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient
+):  # fmt: skip
+    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies along: uint32
+    [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] (kernels/bfloat16.py)."""
+    adamw(
+        p.reshape(-1), m.reshape(-1), v.reshape(-1), g.reshape(-1), learning_rate, beta1, beta2, epsilon, weight_decay, step,
+        gradient_scale, zero_gradient,
+    )  # fmt: skip
+    along[...], across[...] = pairs_along(p), pairs_across(p)
 
 
 def sgd(p, g, learning_rate, gradient_scale, zero_gradient):

@@ -1,0 +1,75 @@
+# Rounding to pairs of bfloat16 (bfloat16.h) for native modules: include "vec.pxi" first. The packed GEMM runs over such
+# pairs as it does over floats. Layouts along and across: kernels/bfloat16.py.
+
+cdef extern from "bfloat16.h" nogil:
+    vf bf16_pairs(vf first, vf second)
+    void bf16_split(vf a, vf b, vf *even, vf *odd)
+
+cdef enum:
+    PAIR_ROWS = 8  # rows a task of rounding: an even number, so that pairs across rows have one writer
+
+
+cdef struct PairsTask:
+    const float *x  # [rows, columns]
+    ptrdiff_t row  # floats from one row of x to the next
+    ptrdiff_t rows, columns
+    float *along  # uint32 [rows, ceil(columns / 2)] or NULL
+    float *across  # uint32 [ceil(rows / 2), columns] or NULL
+
+
+cdef inline ptrdiff_t halved(ptrdiff_t count) noexcept nogil:
+    return (count + 1) // 2
+
+
+cdef int make_pairs(const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, float *along, float *across) except -1 nogil:
+    """x: float32 [rows, columns], rows `row` floats apart, in one layout of pairs or both."""
+    cdef PairsTask p
+    p.x, p.row, p.rows, p.columns, p.along, p.across = x, row, rows, columns, along, across
+    return pool_run(pairs_block, &p, (rows + PAIR_ROWS - 1) // PAIR_ROWS)
+
+
+cdef void pairs_block(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef PairsTask *p = <PairsTask *>argument
+    pairs_of_rows(p, task * PAIR_ROWS, min(p.rows, (task + 1) * PAIR_ROWS))
+
+
+cdef inline void pairs_of_rows(const PairsTask *p, ptrdiff_t row, ptrdiff_t stop) noexcept nogil:
+    """Rows row..stop-1, from an even one on."""
+    cdef ptrdiff_t i
+    if p.along != NULL:
+        for i in range(row, stop):
+            row_along(p.x + i * p.row, p.columns, p.along + i * halved(p.columns))
+    if p.across != NULL:
+        while row < stop:
+            rows_across(
+                p.x + row * p.row, p.x + (row + 1) * p.row if row + 1 < p.rows else NULL, p.columns,
+                p.across + row // 2 * p.columns,
+            )
+            row += 2
+
+
+cdef inline void row_along(const float *x, ptrdiff_t columns, float *out) noexcept nogil:
+    cdef ptrdiff_t i = 0, left
+    cdef vf even, odd
+    while i < columns:
+        left = columns - i
+        if left >= 2 * VF_WIDTH:
+            bf16_split(vf_load(x + i), vf_load(x + i + VF_WIDTH), &even, &odd)
+            vf_store(out + i // 2, bf16_pairs(even, odd))
+        else:
+            bf16_split(load_part(x + i, left), load_part(x + i + VF_WIDTH, left - VF_WIDTH) if left > VF_WIDTH else vf_zero(),
+                       &even, &odd)
+            vf_store_first(out + i // 2, bf16_pairs(even, odd), halved(left))
+        i += 2 * VF_WIDTH
+
+
+cdef inline void rows_across(const float *first, const float *second, ptrdiff_t columns, float *out) noexcept nogil:
+    """second may be NULL: zeros."""
+    cdef ptrdiff_t i = 0
+    while i < columns:
+        store_part(
+            out + i,
+            bf16_pairs(load_part(first + i, columns - i), load_part(second + i, columns - i) if second != NULL else vf_zero()),
+            columns - i,
+        )
+        i += VF_WIDTH
