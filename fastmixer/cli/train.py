@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fastmixer.cli import options
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from fastmixer.train import Trainer
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+# What may differ when a run goes on: how far, and what is shown and kept. All else would make it another run.
+RESUMABLE = frozenset(
+    "steps evaluate_every evaluate_batches sample_every sample_prompt patience save_every keep_last".split()
+)
 
 
 @click.command("train")
@@ -21,6 +26,10 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, as if never stopped.")
 @click.option("--preset", default="tiny", show_default=True, help="tiny, small, gpt2, gpt2-medium or llama-tiny.")
 @click.option("--context", type=int, help="Longest sequence of the model (default: the preset's).")
+@click.option(
+    "--precision", default="float32", show_default=True, help="Of products: float32 or bfloat16 (weights stay float32)."
+)
+@click.option("--force-precision", is_flag=True, help="bfloat16 even without instructions for it (slow).")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Part of activations dropped in training.")
 @click.option(
     "--tokenizer", default="bpe", show_default=True, help="bpe, words, characters, or the path of a tokenizer.json."
@@ -67,7 +76,12 @@ def train(
         "progress": progress,
         "on_message": None if progress else click.echo,
     }
-    trainer = Trainer.resume(out, **how) if resume else _new_trainer(text, out, dict(choices), how)
+    if resume:
+        if text:
+            click.echo(f"TEXT is not read again: {out} has its tokens")
+        trainer = Trainer.resume(out, **how, **_changes(choices))
+    else:
+        trainer = _new_trainer(text, out, dict(choices), how)
     model = trainer.model
     assert model.tokenizer is not None
     click.echo(
@@ -90,6 +104,17 @@ def train(
     click.echo(f'saved in {out}; try: fastmixer generate {out} "Once"')
 
 
+def _changes(choices: dict[str, Any]) -> dict[str, Any]:
+    """The settings typed beside --resume; UsageError for one that would make it another run."""
+    source = click.get_current_context().get_parameter_source
+    typed = [name for name in choices if source(name) is ParameterSource.COMMANDLINE]
+    for name in typed:
+        if name not in RESUMABLE:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option} cannot change when a run goes on: leave it out beside --resume")
+    return {name: choices[name] for name in typed}
+
+
 def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how: dict[str, Any]) -> "Trainer":
     from fastmixer.data import write_dataset
     from fastmixer.model import ModelConfig, Transformer
@@ -105,6 +130,7 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
         raise click.UsageError(f"{out} already holds a run: add --resume to go on, or choose another --out")
     take = choices.pop
     preset, context, dropout = take("preset"), take("context"), take("dropout")
+    precision = {"precision": take("precision"), "force_precision": take("force_precision")}
     kind, vocab_size, field = take("tokenizer"), take("vocab_size"), take("field")
     validation = take("validation")
     # Everything that can be wrong is looked at before work begins.
@@ -123,5 +149,5 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
         list(text), tokenizer, out / DATA, validation_fraction=validation, field=field, seed=settings.seed
     )
     config = ModelConfig.from_dict({**config.to_dict(), "vocab": tokenizer.vocab_size})
-    model = Transformer(config, seed=settings.seed, tokenizer=tokenizer)
+    model = Transformer(config, seed=settings.seed, tokenizer=tokenizer, **precision)
     return Trainer(model, tokenizer, data, folder=out, **how, **asdict(settings))

@@ -153,7 +153,7 @@ class Trainer:
                 raise ValueError(f"{folder / SETTINGS}: field {name!r} must be a {kind.__name__}; got {value!r}")
         if data is None:
             data = open_dataset(folder / settings["data"])
-        model = Transformer.load(folder)
+        model = Transformer.load(folder, precision=settings.get("precision", "float32"))
         assert model.tokenizer is not None
         return cls(model, model.tokenizer, data, folder=folder, resume=True, **{**settings["settings"], **options})
 
@@ -169,7 +169,8 @@ class Trainer:
             self.reader.restore(state["reader"])
             self._best, self._without_better = state["best"] or math.inf, state["without_better"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS, {"data": self._data_path(), "settings": asdict(self.settings)})
+        about = {"data": self._data_path(), "precision": self.model.precision, "settings": asdict(self.settings)}
+        write_json(self.folder / SETTINGS, about)
         metrics = MetricsWriter(self.folder, step=self.step, tensorboard=self._tensorboard)
         result = TrainResult(self.folder, step=self.step)
         try:

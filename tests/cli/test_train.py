@@ -52,6 +52,17 @@ def test_a_small_text_gives_fewer_pieces_and_one_line_says_so(run, tmp_path, tex
     assert re.fullmatch(r"Warning: train_tokenizer: the text yields \d+ pieces, not the 4096 asked for", line)
 
 
+def test_resume_takes_more_steps_but_no_other_run(run, tmp_path, text_file, train_options):
+    folder = tmp_path / "run"
+    assert run("train", text_file, "--out", folder, *train_options).exit_code == 0
+    result = run("train", text_file, "--out", folder, "--resume", "--no-progress", "--steps", 15)
+    assert result.exit_code == 0 and f"TEXT is not read again: {folder} has its tokens" in result.output
+    assert "finished at step 15" in result.output and json.loads((folder / "run.json").read_text())["settings"]["steps"] == 15
+    result = run("train", "--out", folder, "--resume", "--preset", "gpt2")
+    assert result.exit_code == 2
+    assert "Error: --preset cannot change when a run goes on: leave it out beside --resume" in result.output
+
+
 def test_a_run_is_not_overwritten(run, trained, text_file, train_options):
     result = run("train", text_file, "--out", trained[0], *train_options)
     assert result.exit_code == 2
