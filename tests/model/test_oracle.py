@@ -29,7 +29,6 @@ GRADIENT_SHARE = 2e-5  # of a tensor's largest gradient; measured 1.5e-6
 LOSSES_DIFFERENCE = {1e-3: 1e-5, 1e-2: 1e-4}
 
 
-
 def _model(kind, expected):
     dim = expected["weight.embedding.weight"].shape[1]
     config = ModelConfig(
