@@ -15,6 +15,7 @@ cdef struct PairsTask:
     ptrdiff_t rows, columns
     float *along  # uint32 [rows, ceil(columns / 2)] or NULL
     float *across  # uint32 [ceil(rows / 2), columns] or NULL
+    bint stream  # past the caches: nothing reads the pairs soon
 
 
 cdef inline ptrdiff_t halved(ptrdiff_t count) noexcept nogil:
@@ -24,7 +25,7 @@ cdef inline ptrdiff_t halved(ptrdiff_t count) noexcept nogil:
 cdef int make_pairs(const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, float *along, float *across) except -1 nogil:
     """x: float32 [rows, columns], rows `row` floats apart, in one layout of pairs or both."""
     cdef PairsTask p
-    p.x, p.row, p.rows, p.columns, p.along, p.across = x, row, rows, columns, along, across
+    p.x, p.row, p.rows, p.columns, p.along, p.across, p.stream = x, row, rows, columns, along, across, False
     return pool_run(pairs_block, &p, (rows + PAIR_ROWS - 1) // PAIR_ROWS)
 
 
@@ -38,24 +39,27 @@ cdef inline void pairs_of_rows(const PairsTask *p, ptrdiff_t row, ptrdiff_t stop
     cdef ptrdiff_t i
     if p.along != NULL:
         for i in range(row, stop):
-            row_along(p.x + i * p.row, p.columns, p.along + i * halved(p.columns))
+            row_along(p.x + i * p.row, p.columns, p.along + i * halved(p.columns), p.stream)
     if p.across != NULL:
         while row < stop:
             rows_across(
                 p.x + row * p.row, p.x + (row + 1) * p.row if row + 1 < p.rows else NULL, p.columns,
-                p.across + row // 2 * p.columns,
+                p.across + row // 2 * p.columns, p.stream,
             )
             row += 2
 
 
-cdef inline void row_along(const float *x, ptrdiff_t columns, float *out) noexcept nogil:
+cdef inline void row_along(const float *x, ptrdiff_t columns, float *out, bint stream) noexcept nogil:
     cdef ptrdiff_t i = 0, left
     cdef vf even, odd
     while i < columns:
         left = columns - i
         if left >= 2 * VF_WIDTH:
             bf16_split(vf_load(x + i), vf_load(x + i + VF_WIDTH), &even, &odd)
-            vf_store(out + i // 2, bf16_pairs(even, odd))
+            if stream:
+                vf_stream(out + i // 2, bf16_pairs(even, odd))
+            else:
+                vf_store(out + i // 2, bf16_pairs(even, odd))
         else:
             bf16_split(load_part(x + i, left), load_part(x + i + VF_WIDTH, left - VF_WIDTH) if left > VF_WIDTH else vf_zero(),
                        &even, &odd)
@@ -63,13 +67,15 @@ cdef inline void row_along(const float *x, ptrdiff_t columns, float *out) noexce
         i += 2 * VF_WIDTH
 
 
-cdef inline void rows_across(const float *first, const float *second, ptrdiff_t columns, float *out) noexcept nogil:
+cdef inline void rows_across(const float *first, const float *second, ptrdiff_t columns, float *out, bint stream) noexcept nogil:
     """second may be NULL: zeros."""
-    cdef ptrdiff_t i = 0
+    cdef ptrdiff_t i = 0, left
+    cdef vf pairs
     while i < columns:
-        store_part(
-            out + i,
-            bf16_pairs(load_part(first + i, columns - i), load_part(second + i, columns - i) if second != NULL else vf_zero()),
-            columns - i,
-        )
+        left = columns - i
+        pairs = bf16_pairs(load_part(first + i, left), load_part(second + i, left) if second != NULL else vf_zero())
+        if stream and left >= VF_WIDTH:
+            vf_stream(out + i, pairs)
+        else:
+            store_part(out + i, pairs, left)
         i += VF_WIDTH

@@ -48,6 +48,17 @@ VEC_INLINE vf vf_load(const float *p) {
 
 VEC_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
+/* A store past the caches, for what is not read again soon; an ordinary one where p is not aligned to a vector. */
+VEC_INLINE void vf_stream(float *p, vf v) {
+#if defined(VEC_AVX512)
+    if (((uintptr_t)p & 63) == 0) {
+        _mm512_stream_ps(p, (__m512)v);
+        return;
+    }
+#endif
+    vf_store(p, v);
+}
+
 VEC_INLINE vf vf_set(float x) { return x - (vf){0}; }
 
 VEC_INLINE vf vf_zero(void) { return (vf){0}; }

@@ -12,6 +12,7 @@ cdef extern from "vec.h" nogil:
         pass
     vf vf_load(const float *p)
     void vf_store(float *p, vf v)
+    void vf_stream(float *p, vf v)
     vf vf_set(float x)
     vf vf_zero()
     vi vi_lanes()
@@ -40,6 +41,7 @@ cdef extern from "threads/pool.h":
     int pool_run(pool_task function, void *argument, ptrdiff_t tasks) except -1 nogil
     void *pool_scratch(size_t bytes) noexcept nogil
     void *pool_shared(size_t bytes) noexcept nogil
+    int pool_threads() noexcept nogil
 
 # The first look at the number of threads loads the pool and sizes it.
 from fastmixer.kernels.threads import get_threads as _size_the_pool

@@ -110,7 +110,7 @@ class Transformer:
         d_normed = space.d_branch
         loss = head_loss(
             space.final_normed, head, targets.reshape(-1), ignore_index=IGNORE_INDEX, loss_scale=loss_scale,
-            d_x=d_normed, d_weight=d_head, rounded=self.parameters.rounded(self._head_name),
+            d_x=d_normed, d_weight=d_head, logits=space.logits, rounded=self.parameters.rounded(self._head_name),
         )  # fmt: skip
 
         d_x = self._final_norm.backward(
@@ -128,7 +128,7 @@ class Transformer:
         self._forward(ids, space, None)
         return head_loss(
             space.final_normed, self.parameters[self._head_name], targets.reshape(-1), ignore_index=IGNORE_INDEX,
-            rounded=self.parameters.rounded(self._head_name),
+            logits=space.logits, rounded=self.parameters.rounded(self._head_name),
         )  # fmt: skip
 
     def _forward(self, ids: np.ndarray, space: Workspace, seed: int | None) -> None:

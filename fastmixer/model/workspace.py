@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmixer.model.config import ModelConfig
+from fastmixer.ops.cross_entropy import CHUNK
 from fastmixer.ops.feedforward import FeedForwardSaved
 
 
@@ -58,6 +59,11 @@ class Workspace:
     def fits(self, batch: int, time: int) -> bool:
         """Whether these arrays are of this shape."""
         return (self.batch, self.time) == (batch, time)
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """[at most CHUNK, vocab]: what the loss works in."""
+        return np.empty((min(CHUNK, self.tokens), self.config.vocab), self.dtype)
 
     # Gradients of activations: made when backward first runs, one set for all layers.
 

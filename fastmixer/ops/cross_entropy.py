@@ -22,6 +22,7 @@ def head_loss(
     d_x: np.ndarray | None = None,
     d_weight: np.ndarray | None = None,
     chunk: int = CHUNK,
+    logits: np.ndarray | None = None,
     rounded: RoundedWeight | None = None,
 ) -> float:
     """Mean of the cross-entropy of softmax(x weight^T) against targets, over the targets that count, in nats.
@@ -29,7 +30,8 @@ def head_loss(
     x: float32 [tokens, dim]; weight: float32 [vocab, dim]; targets: integer [tokens], each in 0..vocab-1 or equal to
     ignore_index (which adds nothing to loss and gradients). Where given, d_x: float32 [tokens, dim] is overwritten
     with, and d_weight: float32 [vocab, dim] is increased by, the gradient of loss_scale * loss (the loss that is
-    returned is not scaled). Never are there more than chunk * vocab logits. With rounded (of weight) the products are
+    returned is not scaled). Never are there more than chunk * vocab logits; logits: float32 [rows, vocab] is memory for
+    them, its rows then the chunk (a caller of many steps saves the system clearing it each time). With rounded (of weight) the products are
     those of x, weight and the logits' gradient rounded to bfloat16.
 
     Raises TypeError and ValueError for wrong arrays and numbers, IndexError for a target out of range, ValueError if
@@ -49,7 +51,10 @@ def head_loss(
     check_integer("head_loss", "chunk", chunk, at_least=1)
     counted = _count_targets("head_loss", targets, ignore_index)
 
-    logits = np.empty((min(chunk, len(x)), vocab), x.dtype)
+    if logits is None:
+        logits = np.empty((min(chunk, len(x)), vocab), x.dtype)
+    elif not len(arrays.check_output("logits", logits, "rows vocab")):
+        raise ValueError(f"head_loss: logits must have at least one row; got {logits.shape}")
     losses = np.empty(len(x), x.dtype)
     scale = float(loss_scale) / counted
     kernel, rest = kernels("cross_entropy"), (targets, ignore_index, scale, logits, losses, d_x, d_weight)

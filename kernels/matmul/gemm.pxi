@@ -79,7 +79,8 @@ cdef struct GemmTask:
     const float *input_pre  # [m, n] or NULL
     float *d_multiplier  # [m, n] or NULL
     # set by gemm
-    ptrdiff_t row_block, k_block, column_panels, column_tasks
+    ptrdiff_t row_block, k_block, column_panels, column_tasks, tasks
+    int threads
     bint plain
 
 
@@ -112,11 +113,12 @@ cdef int gemm(GemmTask *g) except -1 nogil:
         g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
         and g.pre_activation == NULL and g.input_pre == NULL
     )
+    g.tasks, g.threads = row_blocks * g.column_tasks, pool_threads()
     if g.k == 0:
-        return pool_run(gemm_empty_sum, g, row_blocks * g.column_tasks)
+        return pool_run(gemm_empty_sum, g, g.tasks)
     if g.m <= FEW_ROWS and g.packed_b == NULL and not g.pairs and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
         return pool_run(few_rows_block, g, g.column_tasks)
-    return pool_run(gemm_block, g, row_blocks * g.column_tasks)
+    return pool_run(gemm_block, g, g.tasks)
 
 
 cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
@@ -155,6 +157,10 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                         prefetch_slice(g, k_start, column + TILE_COLUMNS, tile, tiles)
                     elif not last:
                         prefetch_slice(g, k_start + depth, first_panel * TILE_COLUMNS, tile, tiles)
+                    elif task + g.threads < g.tasks:  # the task that this thread is likely to get
+                        prefetch_slice(
+                            g, 0, (task + g.threads) % g.column_tasks * g.column_panels * TILE_COLUMNS, tile, tiles
+                        )
                 if tile == 0 and first_packs:
                     multiply_tile(
                         g, row_start, TILE_ROWS, column, columns, k_start, depth, g.b + k_start * g.b_k + column, g.b_k,

@@ -104,6 +104,7 @@ cdef void adamw_rows(void *argument, ptrdiff_t task) noexcept nogil:
     adamw_range(&op.update, first * op.columns, rows * op.columns)
     pairs.x, pairs.row, pairs.rows, pairs.columns = op.update.p + first * op.columns, op.columns, rows, op.columns
     pairs.along, pairs.across = op.along + first * halved(op.columns), op.across + first // 2 * op.columns
+    pairs.stream = True
     pairs_of_rows(&pairs, 0, rows)
 
 

@@ -223,7 +223,7 @@ void pool_set_threads(int threads, int processors) {
 
 int pool_get_threads(void) { return atomic_load(&wanted_threads); }
 
-static const pool_api api = {pool_run, pool_scratch, pool_shared};
+static const pool_api api = {pool_run, pool_scratch, pool_shared, pool_get_threads};
 
 PyObject *pool_make_capsule(void) {
     static int once;

@@ -17,6 +17,7 @@ typedef struct {
     int (*run)(pool_task function, void *argument, ptrdiff_t tasks);
     void *(*scratch)(size_t bytes);
     void *(*shared)(size_t bytes);
+    int (*threads)(void);
 } pool_api;
 
 #ifndef POOL_IMPLEMENTATION
@@ -40,6 +41,9 @@ static inline void *pool_scratch(size_t bytes) { return pool_functions->scratch(
 
 /* The same, a second buffer: what a caller lends to the tasks of its regions. Tasks themselves never call it. */
 static inline void *pool_shared(size_t bytes) { return pool_functions->shared(bytes); }
+
+/* How many threads share a region. For guesses about what comes next only: results must not depend on it. */
+static inline int pool_threads(void) { return pool_functions->threads(); }
 #endif
 
 #endif
