@@ -18,7 +18,9 @@ from fastmixer.kernels.select import implementations, use_kernels
 ROUNDS = 15  # per implementation, interleaved
 HEAVY_ROUNDS = 5
 ROUND_SECONDS = 0.02  # a quick call is repeated until a round takes about this long
-SETTLE_SECONDS = 0.04  # OpenBLAS workers spin for some 26 ms after a call and would take a core from what comes next
+# OpenBLAS workers spin for 60 to 100 ms after a product of NumPy's, on cores that the next column needs: without this
+# pause ours took 1.8 times as long.
+SETTLE_SECONDS = 0.12
 SEED = 0
 
 
@@ -85,17 +87,17 @@ def _time_one(
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     for _ in range(rounds):
-        time.sleep(SETTLE_SECONDS)
         peaks.append(probe_flops(ROUND_SECONDS / 2))
         bandwidths.append(probe_bandwidth(memory))
         for name in names:
             with use_kernels(name):
-                time.sleep(SETTLE_SECONDS)
                 calls[name]()  # wakes the threads that it needs, and the processor
                 start = time.perf_counter()
                 for _ in range(repeats[name]):
                     calls[name]()
                 times[name].append((time.perf_counter() - start) / repeats[name])
+            if name == "reference":
+                time.sleep(SETTLE_SECONDS)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     spread = {name: (max(values) - min(values)) / seconds[name] for name, values in times.items()}
     return Timing(workload, seconds, spread, max(peaks), max(bandwidths))
