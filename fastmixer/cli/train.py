@@ -29,6 +29,7 @@ RESUMABLE = frozenset(
 @click.option(
     "--precision", default="float32", show_default=True, help="Of products: float32 or bfloat16 (weights stay float32)."
 )
+@click.option("--sparse-embedding", is_flag=True, help="Update only the embedding rows that occurred (untied heads).")
 @click.option("--force-precision", is_flag=True, help="bfloat16 even without instructions for it (slow).")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Part of activations dropped in training.")
 @click.option(
@@ -130,7 +131,7 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
         raise click.UsageError(f"{out} already holds a run: add --resume to go on, or choose another --out")
     take = choices.pop
     preset, context, dropout = take("preset"), take("context"), take("dropout")
-    precision = {"precision": take("precision"), "force_precision": take("force_precision")}
+    how_to_train = {name: take(name) for name in ("precision", "force_precision", "sparse_embedding")}
     kind, vocab_size, field = take("tokenizer"), take("vocab_size"), take("field")
     validation = take("validation")
     # Everything that can be wrong is looked at before work begins.
@@ -149,5 +150,5 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
         list(text), tokenizer, out / DATA, validation_fraction=validation, field=field, seed=settings.seed
     )
     config = ModelConfig.from_dict({**config.to_dict(), "vocab": tokenizer.vocab_size})
-    model = Transformer(config, seed=settings.seed, tokenizer=tokenizer, **precision)
+    model = Transformer(config, seed=settings.seed, tokenizer=tokenizer, **how_to_train)
     return Trainer(model, tokenizer, data, folder=out, **how, **asdict(settings))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from fastmixer.ops.bfloat16 import RoundedWeight, round_weight
+from fastmixer.ops.embedding import SparseRows
 
 ALIGNMENT = 16  # floats: every view starts on a cache line
 
@@ -18,7 +19,8 @@ class Parameters:
 
     parameters["final_norm.weight"] is a view; parameters.gradient(name) its gradient, which backward adds to. The few
     numbers between views that alignment needs are zero and stay zero. In bfloat16 training matrices also have rounded
-    copies, parameters.rounded(name): who writes into data must call round() then (fm.AdamW writes both in one pass).
+    copies, parameters.rounded(name): who writes into data must call round() then (fm.AdamW writes both in one pass). The
+    gradient of a table that is kept sparse is parameters.sparse(name), rows that occurred; its dense one stays zero.
     """
 
     def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: np.dtype | type = np.float32):
@@ -36,6 +38,7 @@ class Parameters:
         self.gradients_data = np.zeros(end, dtype)
         self._views = {name: self.data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
         self._rounded: dict[str, RoundedWeight] = {}
+        self._sparse: dict[str, SparseRows | None] = {}
         self._gradients = {name: self.gradients_data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
 
     @property
@@ -83,6 +86,23 @@ class Parameters:
         """This matrix's copies in bfloat16, None if it has none."""
         return self._rounded.get(name)
 
+    def keep_sparse(self, name: str) -> None:
+        """From now on this table's gradient is made of rows."""
+        self._sparse[name] = None
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether this table's gradient is made of rows."""
+        return name in self._sparse
+
+    def sparse(self) -> dict[str, SparseRows]:
+        """The gradients that are made of rows, by name, where there are any."""
+        return {name: rows for name, rows in self._sparse.items() if rows is not None}
+
+    def add_sparse(self, name: str, rows: SparseRows) -> None:
+        """Add to a gradient that is made of rows."""
+        before = self._sparse[name]
+        self._sparse[name] = rows if before is None else before.merged(rows)
+
     def decayed(self, name: str) -> bool:
         """Whether weight decay applies: to matrices, not to norms and biases."""
         return self._views[name].ndim >= 2
@@ -100,20 +120,26 @@ class Parameters:
 
     def update_segments(self) -> list[tuple[int, int, bool, str | None]]:
         """The flat buffer as an optimizer walks it: (start, stop, decayed, name). A matrix with rounded copies is a
-        segment of its own, without the gap after it, and has its name there; what lies between is cut where decay does."""
+        segment of its own, without the gap after it, and has its name there; what lies between is cut where decay does.
+        Tables whose gradients are made of rows are left out."""
         segments: list[tuple[int, int, bool, str | None]] = []
         for start, stop, decayed in self.decay_segments():
             first = bisect.bisect_left(self._starts, start)
             last = bisect.bisect_left(self._starts, stop)
             for name, begin in zip(self._names[first:last], self._starts[first:last], strict=True):
-                if name in self._rounded:
+                if name in self._rounded or name in self._sparse:
                     if begin > start:
                         segments.append((start, begin, decayed, None))
                     start = begin + self._views[name].size
-                    segments.append((begin, start, decayed, name))
+                    if name not in self._sparse:
+                        segments.append((begin, start, decayed, name))
             if start < stop:
                 segments.append((start, stop, decayed, None))
         return segments
+
+    def start(self, name: str) -> int:
+        """Where this parameter begins in the flat buffers."""
+        return self._starts[self._names.index(name)]
 
     def locate(self, index: int) -> str:
         """The name of the parameter at this place of the flat buffer."""
@@ -122,3 +148,8 @@ class Parameters:
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
         self.gradients_data.fill(0)
+        self.clear_sparse()
+
+    def clear_sparse(self) -> None:
+        """Forget the gradients that are made of rows."""
+        self._sparse = dict.fromkeys(self._sparse)

@@ -45,6 +45,8 @@ class Transformer:
     generate, stream and nearest_tokens (None: ids only). dtype "float64" runs on the NumPy reference alone, for gradient
     checks. precision "bfloat16": products of weights are in bfloat16, added up in float32; weights, gradients and
     all else stay float32. Where no instructions for it run, it warns and takes float32, unless force_precision is set.
+    sparse_embedding (untied heads only): the embedding's gradient is made of the rows that occurred, and AdamW updates no
+    others: less to do where batches are small and vocabularies large.
     Architecture: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), by configuration.
     """
 
@@ -57,6 +59,7 @@ class Transformer:
         dtype: str = "float32",
         precision: str = "float32",
         force_precision: bool = False,
+        sparse_embedding: bool = False,
     ):
         if tokenizer is not None and tokenizer.vocab_size > config.vocab:
             raise ValueError(
@@ -71,6 +74,10 @@ class Transformer:
         self.parameters = Parameters(parameter_shapes(config), self.dtype)
         if seed is not None:
             self._initialize(check_integer("Transformer", "seed", seed, at_least=0))
+        if sparse_embedding:
+            if config.tied_head:
+                raise ValueError("Transformer: sparse_embedding needs an untied head: a tied one moves every row")
+            self.parameters.keep_sparse("embedding.weight")
         if self.precision == "bfloat16":
             linears = [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]
             self.parameters.keep_rounded([*linears, self._head_name])
@@ -154,8 +161,11 @@ class Transformer:
         if self.config.positions == "learned":
             batch, time = ids.shape
             self.parameters.gradient("positions.weight")[:time] += d_x.reshape(batch, time, -1).sum(axis=0)
-        # With a tied head the rows join the head's gradient, which is this same array.
-        embedding_backward(d_x, ids.reshape(-1), self.config.vocab).add_to(self.parameters.gradient("embedding.weight"))
+        rows = embedding_backward(d_x, ids.reshape(-1), self.config.vocab)
+        if self.parameters.is_sparse("embedding.weight"):
+            self.parameters.add_sparse("embedding.weight", rows)
+        else:  # with a tied head the rows join the head's gradient, which is this same array
+            rows.add_to(self.parameters.gradient("embedding.weight"))
 
     # ---- inference ----
 
@@ -259,10 +269,16 @@ class Transformer:
             )
         if not np.isfinite(loss):
             return "loss"
+        sparse = self.parameters.sparse()
         for name in self.parameters:
-            if not np.isfinite(self.parameters.gradient(name)).all():
+            if not np.isfinite(sparse[name].values if name in sparse else self.parameters.gradient(name)).all():
                 return f"gradient of {name}"
         return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How this model trains, as keywords of Transformer: what a folder of weights does not tell."""
+        return {"precision": self.precision, "sparse_embedding": self.parameters.is_sparse("embedding.weight")}
 
     # ---- folders ----
 

@@ -31,8 +31,8 @@ def head_loss(
     ignore_index (which adds nothing to loss and gradients). Where given, d_x: float32 [tokens, dim] is overwritten
     with, and d_weight: float32 [vocab, dim] is increased by, the gradient of loss_scale * loss (the loss that is
     returned is not scaled). Never are there more than chunk * vocab logits; logits: float32 [rows, vocab] is memory for
-    them, its rows then the chunk (a caller of many steps saves the system clearing it each time). With rounded (of weight) the products are
-    those of x, weight and the logits' gradient rounded to bfloat16.
+    them, its rows then the chunk (a caller of many steps saves the system clearing it each time). With rounded
+    (of weight) the products are those of x, weight and the logits' gradient rounded to bfloat16.
 
     Raises TypeError and ValueError for wrong arrays and numbers, IndexError for a target out of range, ValueError if
     no target counts.

@@ -30,6 +30,19 @@ class SparseRows:
         dense[self.rows] = self.values
         return dense
 
+    def merged(self, other: "SparseRows") -> "SparseRows":
+        """The sum of two gradients of one table: the rows of either, sorted, equal ones added up in this order."""
+        if other.num_rows != self.num_rows or other.values.shape[1] != self.values.shape[1]:
+            raise ValueError(
+                f"SparseRows.merged: both must be of one table; got {self.num_rows} rows of {self.values.shape[1]} and "
+                f"{other.num_rows} of {other.values.shape[1]}"
+            )
+        rows = np.union1d(self.rows, other.rows)
+        values = np.zeros((len(rows), self.values.shape[1]), self.values.dtype)
+        for part in (self, other):
+            values[np.searchsorted(rows, part.rows)] += part.values
+        return SparseRows(rows, values, self.num_rows)
+
     def add_to(self, dense: np.ndarray) -> None:
         """dense += this gradient, in place; dense: float32 [num_rows, dim]."""
         arrays = Arrays("SparseRows.add_to", "embedding", num_rows=self.num_rows, dim=self.values.shape[1])

@@ -9,14 +9,16 @@ import numpy as np
 
 from fastmixer.model.parameters import Parameters
 from fastmixer.ops.checks import check_number
+from fastmixer.ops.embedding import SparseRows, update_rows_adamw
 from fastmixer.ops.optimizer import adamw_step, global_norm
 
 
 class AdamW:
     """AdamW with decoupled decay (of matrices only) and clipping by the global norm of all gradients.
 
-    m, v: float32 [size], moments in flat buffers beside the parameters. Source: Loshchilov and Hutter 2019 (arXiv
-    1711.05101); clipping: Pascanu et al. 2013 (arXiv 1211.5063).
+    m, v: float32 [size], moments in flat buffers beside the parameters. Of a table whose gradient is made of rows
+    (Parameters.sparse) only those rows are updated, decay included; the others keep weights and moments.
+    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101); clipping: Pascanu et al. 2013 (arXiv 1211.5063).
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class AdamW:
 
         Raises FloatingPointError, with nothing changed, if that norm is NaN or infinite.
         """
-        parameters, gradients = self.parameters, self.parameters.gradients_data
-        norm = global_norm(gradients)
+        parameters, gradients, sparse = self.parameters, self.parameters.gradients_data, self.parameters.sparse()
+        norm = self._norm(sparse)
+        rate = self.learning_rate if learning_rate is None else learning_rate
         if not math.isfinite(norm):
             raise FloatingPointError(f"AdamW: the gradients' norm is {norm}; nothing was updated")
         scale = min(1.0, self.clip_norm / norm) if self.clip_norm is not None and norm > 0 else 1.0
@@ -57,9 +60,25 @@ class AdamW:
             shape = -1 if name is None else parameters[name].shape
             adamw_step(
                 *(flat[start:stop].reshape(shape) for flat in (parameters.data, self.m, self.v, gradients)),
-                learning_rate=self.learning_rate if learning_rate is None else learning_rate,
-                beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
+                learning_rate=rate, beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
                 weight_decay=self.weight_decay if decayed else 0.0, step=self.step_count, gradient_scale=scale,
                 zero_gradient=True, rounded=None if name is None else parameters.rounded(name),
             )  # fmt: skip
+        for name, rows in sparse.items():
+            start = parameters.start(name)
+            stop, shape = start + parameters[name].size, parameters[name].shape
+            update_rows_adamw(
+                parameters[name], self.m[start:stop].reshape(shape), self.v[start:stop].reshape(shape),
+                SparseRows(rows.rows, rows.values * rows.values.dtype.type(scale), rows.num_rows), rate,
+                step=self.step_count, beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
+                weight_decay=self.weight_decay,
+            )  # fmt: skip
+        parameters.clear_sparse()
         return norm
+
+    def _norm(self, sparse: dict[str, SparseRows]) -> float:
+        """The norm of all gradients, dense and made of rows."""
+        if not sparse:
+            return global_norm(self.parameters.gradients_data)
+        dense = [global_norm(self.parameters.gradients_data[start:stop]) for start, stop, *_ in self._segments]
+        return math.hypot(*dense, *(global_norm(rows.values.reshape(-1)) for rows in sparse.values()))

@@ -147,13 +147,13 @@ class Trainer:
         """
         folder = Path(folder)
         settings = read_json(folder / SETTINGS)
-        for name, kind in (("data", str), ("settings", dict)):
+        for name, kind in (("data", str), ("model", dict), ("settings", dict)):
             value = settings.get(name)
             if not isinstance(value, kind):
                 raise ValueError(f"{folder / SETTINGS}: field {name!r} must be a {kind.__name__}; got {value!r}")
         if data is None:
             data = open_dataset(folder / settings["data"])
-        model = Transformer.load(folder, precision=settings.get("precision", "float32"))
+        model = Transformer.load(folder, **settings["model"])
         assert model.tokenizer is not None
         return cls(model, model.tokenizer, data, folder=folder, resume=True, **{**settings["settings"], **options})
 
@@ -169,7 +169,7 @@ class Trainer:
             self.reader.restore(state["reader"])
             self._best, self._without_better = state["best"] or math.inf, state["without_better"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = {"data": self._data_path(), "precision": self.model.precision, "settings": asdict(self.settings)}
+        about = {"data": self._data_path(), "model": self.model.options, "settings": asdict(self.settings)}
         write_json(self.folder / SETTINGS, about)
         metrics = MetricsWriter(self.folder, step=self.step, tensorboard=self._tensorboard)
         result = TrainResult(self.folder, step=self.step)

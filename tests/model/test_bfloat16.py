@@ -126,7 +126,7 @@ def test_a_resumed_run_makes_the_same_bits(text, tmp_path):
 
     first._one_step = stopping
     assert first.fit().step == 3
-    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["precision"] == "bfloat16"
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["model"]["precision"] == "bfloat16"
     with use_kernels(implementations("matmul")[2]):  # the best level: where it lacks bfloat16, resuming in it would warn
         second = fm.Trainer.resume(tmp_path / "stopped", progress=False)
         if second.model.precision == "bfloat16":
