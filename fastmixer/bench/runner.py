@@ -65,13 +65,19 @@ def columns(every_level: bool = False) -> list[str]:
 def run(selected: Iterable[Workload], names: list[str], rounds: int = ROUNDS) -> Iterator[Timing]:
     """Time each workload in each implementation of names; yields a Timing as soon as it is there."""
     memory = np.ones(READ_FLOATS, np.float32)
-    peaks, bandwidths = [probe_flops(ROUND_SECONDS)], [probe_bandwidth(memory)]  # limits: the best of all rounds so far
+    peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}  # limits: the best of all rounds so far
+    bandwidths = [probe_bandwidth(memory)]
     for workload in selected:
         yield _time_one(workload, names, min(rounds, HEAVY_ROUNDS) if workload.heavy else rounds, memory, peaks, bandwidths)
 
 
 def _time_one(
-    workload: Workload, names: list[str], rounds: int, memory: np.ndarray, peaks: list[float], bandwidths: list[float]
+    workload: Workload,
+    names: list[str],
+    rounds: int,
+    memory: np.ndarray,
+    peaks: dict[str, list[float]],
+    bandwidths: list[float],
 ) -> Timing:
     calls: dict[str, Callable[[], object]] = {}
     repeats: dict[str, int] = {}
@@ -87,7 +93,7 @@ def _time_one(
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     for _ in range(rounds):
-        peaks.append(probe_flops(ROUND_SECONDS / 2))
+        peaks[workload.precision].append(probe_flops(ROUND_SECONDS / 2, workload.precision))
         bandwidths.append(probe_bandwidth(memory))
         for name in names:
             with use_kernels(name):
@@ -100,4 +106,4 @@ def _time_one(
                 time.sleep(SETTLE_SECONDS)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     spread = {name: (max(values) - min(values)) / seconds[name] for name, values in times.items()}
-    return Timing(workload, seconds, spread, max(peaks), max(bandwidths))
+    return Timing(workload, seconds, spread, max(peaks[workload.precision]), max(bandwidths))

@@ -1,6 +1,6 @@
 """Shows timings as one aligned text table, or as JSON-able rows. Knows nothing of how they were taken."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastmixer.bench.runner import Timing
 
@@ -23,6 +23,17 @@ def row(timing: Timing, names: list[str]) -> str:
     line += f"{_ratio(timing, 'jit'):>13}{_ratio(timing, native):>14}"
     share, limit = timing.share(native or names[-1])
     return (line + f"{share:>9.0%}  {limit:<8}{_target(timing):<14}").rstrip()
+
+
+def footer(timings: Sequence[Timing]) -> str:
+    """The limits that shares stand over."""
+    limits = []
+    for precision, name in (("float32", "float32 FMA"), ("bfloat16", "bfloat16 dot product")):
+        peaks = [timing.peak_flops for timing in timings if timing.workload.precision == precision]
+        if peaks:
+            limits.append(f"{max(peaks) / 1e9:.0f} GFLOP/s {name}")
+    bandwidth = max(timing.bandwidth for timing in timings) / 1e9
+    return f"\npeak {', '.join(limits)}, {bandwidth:.0f} GB/s read, best of all rounds"
 
 
 def rows(timings: Iterable[Timing]) -> list[dict]:

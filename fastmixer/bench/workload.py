@@ -16,6 +16,7 @@ class Workload:
     prepare(rng) -> call: builds the inputs and returns what is timed; it runs on whichever kernels are selected.
     flops: floating-point operations that the result needs; bytes: what must at least move to or from memory.
     numpy: prepare for the NumPy column where that is not the reference kernel but a plainer idiom (np.add.at).
+    precision: of the products that flops counts, "float32" or "bfloat16": it sets which measured peak is the limit.
     target: "ratio >= 5" or "peak >= 0.80": what this project holds itself to, None where it sets no number.
     """
 
@@ -28,11 +29,12 @@ class Workload:
     numpy_name: str = "NumPy"
     target: tuple[str, float] | None = None
     heavy: bool = field(default=False)  # seconds a call: timed fewer times
+    precision: str = "float32"
 
     def __str__(self) -> str:
         return f"{self.op}: {self.name}"
 
     def floor_seconds(self, peak_flops: float, bandwidth: float) -> tuple[float, str]:
-        """The least time the machine could take, and which limit sets it: "FMA" or "memory"."""
+        """The least time the machine could take, and which limit sets it: "FMA", "bf16" or "memory"."""
         compute, memory = self.flops / peak_flops, self.bytes / bandwidth
-        return (compute, "FMA") if compute >= memory else (memory, "memory")
+        return (compute, "FMA" if self.precision == "float32" else "bf16") if compute >= memory else (memory, "memory")

@@ -10,11 +10,12 @@ import numpy as np
 
 from fastmixer.bench.workload import Workload
 from fastmixer.ops.attention import attention, attention_backward
+from fastmixer.ops.bfloat16 import round_weight
 from fastmixer.ops.cross_entropy import head_loss
 from fastmixer.ops.dropout import dropout
 from fastmixer.ops.embedding import embedding, embedding_backward
 from fastmixer.ops.feedforward import feedforward
-from fastmixer.ops.matmul import linear, matmul
+from fastmixer.ops.matmul import linear, linear_backward, matmul
 from fastmixer.ops.norm import layernorm, layernorm_backward
 from fastmixer.ops.optimizer import adamw_step
 from fastmixer.ops.positions import rotary_tables, rotate
@@ -49,6 +50,7 @@ def _all() -> Iterator[Workload]:
     yield from _positions()
     yield from _norm()
     yield from _matmul()
+    yield from _matmul_bfloat16()
     yield from _feedforward()
     yield from _attention()
     yield from _dropout()
@@ -161,6 +163,45 @@ def _matmul() -> Iterator[Workload]:
         yield Workload("matmul", f"{shape} d_weight", weight_gradient, flops, 2 * weights, target=target)
 
 
+def _matmul_bfloat16() -> Iterator[Workload]:
+    """The linear layer as it trains in bfloat16: x and d_out are float32 and rounded on their way."""
+    for tokens, n, k in LINEAR_SHAPES[:-1]:
+        flops = 2.0 * tokens * n * k
+        shape = f"{tokens}x{n}x{k}"
+
+        def forward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
+            x, weight, out = _normal(rng, tokens, k), _normal(rng, k, n), np.empty((tokens, n), np.float32)
+            rounded = round_weight(weight)
+            return lambda: linear(x, weight, rounded=rounded, out=out)
+
+        def plain_forward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
+            x, weight, out = _normal(rng, tokens, k), _normal(rng, k, n), np.empty((tokens, n), np.float32)
+            return lambda: np.matmul(x, weight, out=out)
+
+        def backward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
+            x, weight, d_out = _normal(rng, tokens, k), _normal(rng, k, n), _normal(rng, tokens, n)
+            d_weight, d_x, rounded = np.zeros((k, n), np.float32), np.empty((tokens, k), np.float32), round_weight(weight)
+            return lambda: linear_backward(d_out, x, weight, d_weight, d_x=d_x, rounded=rounded)
+
+        def plain_backward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
+            x, weight, d_out = _normal(rng, tokens, k), _normal(rng, k, n), _normal(rng, tokens, n)
+            d_weight, d_x = np.zeros((k, n), np.float32), np.empty((tokens, k), np.float32)
+
+            def call() -> None:
+                np.matmul(d_out, weight.T, out=d_x)
+                d_weight.__iadd__(x.T @ d_out)
+
+            return call
+
+        for name, prepare, plain, work in (
+            ("forward", forward, plain_forward, flops), ("d_x, d_weight", backward, plain_backward, 2 * flops),
+        ):  # fmt: skip
+            yield Workload(
+                "bfloat16", f"{shape} {name}", prepare, work, 0.5 * n * k * FLOAT, numpy=plain, numpy_name="NumPy float32",
+                target=("peak", 0.70), precision="bfloat16",
+            )  # fmt: skip
+
+
 def _feedforward() -> Iterator[Workload]:
     tokens = 256
 
@@ -250,14 +291,18 @@ def _sampling() -> Iterator[Workload]:
 
 
 def _step() -> Iterator[Workload]:
-    batch, time = 4, 64
+    yield step_workload(4, 64, target=("ratio", 2.0))
+
+
+def step_workload(batch: int, time: int, precision: str = "float32", target: tuple[str, float] | None = None) -> Workload:
+    """A training step of GPT-2 124M: loss, gradients, AdamW."""
 
     def prepare(rng: Rng) -> Call:
         # Imported here: everything else in this file needs the ops only.
         from fastmixer.model import ModelConfig, Transformer
         from fastmixer.train import AdamW
 
-        model = Transformer(ModelConfig.preset("gpt2"), seed=0)
+        model = Transformer(ModelConfig.preset("gpt2"), seed=0, precision=precision, force_precision=True)
         optimizer = AdamW(model.parameters, learning_rate=3e-4)
         ids, targets = rng.integers(0, VOCAB, (2, batch, time))
 
@@ -270,7 +315,8 @@ def _step() -> Iterator[Workload]:
 
     parameters = 124_439_808
     attention_flops = 12 * 6.0 * batch * time * time * DIM  # causal: half of 12 * batch * time^2 * dim a layer
-    yield Workload(
-        "step", f"GPT-2 124M, batch {batch}x{time}, float32", prepare,
-        6.0 * parameters * batch * time + attention_flops, 7.0 * parameters * FLOAT, target=("ratio", 2.0), heavy=True,
+    return Workload(
+        "step", f"GPT-2 124M, batch {batch}x{time}, {precision}", prepare,
+        6.0 * parameters * batch * time + attention_flops, 7.0 * parameters * FLOAT, target=target, heavy=True,
+        precision=precision,
     )  # fmt: skip

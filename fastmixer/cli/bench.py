@@ -43,8 +43,7 @@ def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path |
     for timing in runner.run(selected, names, rounds):
         timings.append(timing)
         click.echo(table.row(timing, names))
-    peak, bandwidth = (max(getattr(timing, name) for timing in timings) / 1e9 for name in ("peak_flops", "bandwidth"))
-    click.echo(f"\npeak {peak:.0f} GFLOP/s float32 FMA, {bandwidth:.0f} GB/s read, best of all rounds")
+    click.echo(table.footer(timings))
     if json_path is not None:
         json_path.write_text(json.dumps({"config": report, "rows": table.rows(timings)}, indent=2) + "\n")
         click.echo(f"figures written to {json_path}")

@@ -280,7 +280,7 @@ class Trainer:
         flops = settings.accumulate * self.model.config.training_flops(settings.batch, settings.time)
         result.losses.append((self.step, loss))
         result.tokens_per_second = tokens / seconds
-        result.peak_share = flops / seconds / measured_peak_flops()
+        result.peak_share = flops / seconds / measured_peak_flops(self.model.precision)
         metrics.write(
             self.step, loss=loss, learning_rate=rate, gradient_norm=norm, tokens_per_second=result.tokens_per_second,
             peak_share=result.peak_share, seconds=seconds,

@@ -15,9 +15,10 @@ READ_FLOATS = 1 << 26  # 256 MB, well past every cache
 READ_BLOCK = 1 << 16
 
 
-def measured_peak_flops() -> float:
-    """Float32 fused multiply-adds per second on the current number of threads, as FLOP/s (two an FMA); cached."""
-    return _peak_flops(get_threads())
+def measured_peak_flops(precision: str = "float32") -> float:
+    """Fused multiply-adds per second on the current number of threads, as FLOP/s (two an FMA); cached. precision
+    "bfloat16": those of its dot product."""
+    return _peak_flops(get_threads(), precision)
 
 
 def measured_bandwidth() -> float:
@@ -25,9 +26,14 @@ def measured_bandwidth() -> float:
     return _bandwidth(get_threads())
 
 
-def probe_flops(seconds: float = PROBE_SECONDS) -> float:
-    """One fresh probe of FLOP/s, not cached: for benchmarks that interleave probe and kernel."""
-    probe = _probes().fma_rounds
+def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> float:
+    """One fresh probe of FLOP/s, not cached: for benchmarks that interleave probe and kernel.
+
+    precision "bfloat16": of its dot product, added up in float32; without instructions for it, of float32.
+    """
+    probes = _probes()
+    rounded = precision == "bfloat16" and probes.__name__.endswith("bf16")
+    probe = probes.bfloat16_rounds if rounded else probes.fma_rounds
     sink = np.zeros(get_threads(), np.float32)
     rounds, elapsed, operations = 1000, 0.0, 0.0
     while elapsed < seconds:
@@ -56,8 +62,8 @@ def _probes() -> ModuleType:
 
 
 @lru_cache
-def _peak_flops(threads: int) -> float:
-    return max(probe_flops() for _ in range(PROBE_REPEATS))
+def _peak_flops(threads: int, precision: str) -> float:
+    return max(probe_flops(precision=precision) for _ in range(PROBE_REPEATS))
 
 
 @lru_cache

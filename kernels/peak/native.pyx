@@ -7,21 +7,22 @@ include "vec.pxi"
 
 cdef extern from *:
     """
+    #include "bfloat16.h"
     #include "vec.h"
     /* Twelve independent sums hide the latency of the multiply-add; without fast-math no round can be folded. */
     #define PEAK_SUMS 12
-    static float peak_rounds(long rounds) {
+    VEC_INLINE float peak_rounds(const int pairs, long rounds) {
         vf sums[PEAK_SUMS], a = vf_set(0.5f), b = vf_set(0.25f);
         for (int i = 0; i < PEAK_SUMS; i++) sums[i] = vf_set((float)i);
         for (long round = 0; round < rounds; round++)
-            for (int i = 0; i < PEAK_SUMS; i++) sums[i] = vf_fma(a, sums[i], b);
+            for (int i = 0; i < PEAK_SUMS; i++) sums[i] = pairs ? bf16_dot(sums[i], a, b) : vf_fma(a, sums[i], b);
         vf total = vf_zero();
         for (int i = 0; i < PEAK_SUMS; i++) total = vf_add(total, sums[i]);
         return vf_sum(total);
     }
     """
     enum: PEAK_SUMS
-    float peak_rounds(long rounds) noexcept nogil
+    float peak_rounds(int pairs, long rounds) noexcept nogil
 
 
 cdef struct FmaTask:
@@ -31,7 +32,12 @@ cdef struct FmaTask:
 
 cdef void fma_task(void *argument, ptrdiff_t task) noexcept nogil:
     cdef FmaTask *probe = <FmaTask *>argument
-    probe.sink[task] = peak_rounds(probe.rounds)
+    probe.sink[task] = peak_rounds(0, probe.rounds)
+
+
+cdef void pairs_task(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef FmaTask *probe = <FmaTask *>argument
+    probe.sink[task] = peak_rounds(1, probe.rounds)
 
 
 def fma_rounds(float[::1] sink, long rounds):
@@ -43,6 +49,17 @@ def fma_rounds(float[::1] sink, long rounds):
     with nogil:
         pool_run(fma_task, &probe, tasks)
     return 2.0 * VF_WIDTH * PEAK_SUMS * rounds * tasks
+
+
+def bfloat16_rounds(float[::1] sink, long rounds):
+    """As fma_rounds, with products of bfloat16 in pairs, two of them a number of sink's vectors."""
+    cdef FmaTask probe
+    cdef ptrdiff_t tasks = sink.shape[0]
+    probe.rounds = rounds
+    probe.sink = &sink[0]
+    with nogil:
+        pool_run(pairs_task, &probe, tasks)
+    return 4.0 * VF_WIDTH * PEAK_SUMS * rounds * tasks
 
 
 cdef enum:

@@ -44,7 +44,7 @@ def test_every_named_workload_is_there():
     names = [(workload.op, workload.name) for workload in workloads()]
     assert len(set(names)) == len(names)
     assert ops() == [
-        "embedding", "positions", "norm", "matmul", "feedforward", "attention", "dropout", "cross_entropy", "optimizer",
+        "embedding", "positions", "norm", "matmul", "bfloat16", "feedforward", "attention", "dropout", "cross_entropy", "optimizer",
         "sampling", "step",
     ]  # fmt: skip
     matmuls = {workload.name for workload in workloads("matmul")}
@@ -56,7 +56,7 @@ def test_every_named_workload_is_there():
 
 def test_runs_are_interleaved_and_every_call_counts(monkeypatch):
     order, prepared = [], []
-    monkeypatch.setattr(runner, "probe_flops", lambda seconds: 1e9)
+    monkeypatch.setattr(runner, "probe_flops", lambda seconds, precision: 1e9)
     monkeypatch.setattr(runner, "probe_bandwidth", lambda memory: 1e9)
     monkeypatch.setattr(runner, "ROUND_SECONDS", 0.0)
     monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.0)
