@@ -147,7 +147,7 @@ class Trainer:
         """
         folder = Path(folder)
         settings = read_json(folder / SETTINGS)
-        for name, kind in (("data", str), ("model", dict), ("settings", dict)):
+        for name, kind in (("data", str), ("settings", dict), ("model", dict)):
             value = settings.get(name)
             if not isinstance(value, kind):
                 raise ValueError(f"{folder / SETTINGS}: field {name!r} must be a {kind.__name__}; got {value!r}")
