@@ -29,6 +29,9 @@ RESUMABLE = frozenset(
 @click.option(
     "--precision", default="float32", show_default=True, help="Of products: float32 or bfloat16 (weights stay float32)."
 )
+@click.option(
+    "--checkpoint-activations", is_flag=True, help="Keep layers' inputs only, compute the rest again: less memory."
+)
 @click.option("--sparse-embedding", is_flag=True, help="Update only the embedding rows that occurred (untied heads).")
 @click.option("--force-precision", is_flag=True, help="bfloat16 even without instructions for it (slow).")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="Part of activations dropped in training.")
@@ -102,6 +105,8 @@ def train(
 
         ending += f": validation loss {loss:.4f} nats a token, perplexity {math.exp(min(loss, 700)):.1f}"
     click.echo(ending)
+    memory = result.peak_memory / 2**20
+    click.echo(f"{result.tokens_per_second:,.0f} tokens/s in the last step, peak memory {memory:,.0f} MB")
     click.echo(f'saved in {out}; try: fastmixer generate {out} "Once"')
 
 
@@ -131,7 +136,8 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
         raise click.UsageError(f"{out} already holds a run: add --resume to go on, or choose another --out")
     take = choices.pop
     preset, context, dropout = take("preset"), take("context"), take("dropout")
-    how_to_train = {name: take(name) for name in ("precision", "force_precision", "sparse_embedding")}
+    model_options = ("precision", "force_precision", "sparse_embedding", "checkpoint_activations")
+    how_to_train = {name: take(name) for name in model_options}
     kind, vocab_size, field = take("tokenizer"), take("vocab_size"), take("field")
     validation = take("validation")
     # Everything that can be wrong is looked at before work begins.

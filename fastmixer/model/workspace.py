@@ -4,7 +4,7 @@ Activations live from forward to backward, one set a layer; gradients of activat
 shapes only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,27 +32,18 @@ class LayerActivations:
 
 
 class Workspace:
-    """Arrays for one shape of batch. dtype is float32, or float64 where gradients are checked."""
+    """Arrays for one shape of batch. dtype is float32, or float64 where gradients are checked.
 
-    def __init__(self, config: ModelConfig, batch: int, time: int, dtype: np.dtype):
-        self.config, self.batch, self.time, self.dtype = config, batch, time, dtype
+    shared: all layers leave what backward wants in the same arrays, the last one's stays; only `out` is each layer's own.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, time: int, dtype: np.dtype, *, shared: bool = False):
+        self.config, self.batch, self.time, self.dtype, self.shared = config, batch, time, dtype, shared
         self.tokens = batch * time
         self.embedded = self._new(config.dim)
-        self.layers = [
-            LayerActivations(
-                attention_normed=self._new(config.dim),
-                attention_norm_saved=None,
-                qkv=self._new(config.qkv_width),
-                attended=self._new(config.dim),
-                log_sum_exp=None,
-                middle=self._new(config.dim),
-                feedforward_normed=self._new(config.dim),
-                feedforward_norm_saved=None,
-                feedforward_saved=self._new_feedforward(),
-                out=self._new(config.dim),
-            )
-            for _ in range(config.layers)
-        ]
+        self.layers = [self._new_layer()]
+        for _ in range(1, config.layers):
+            self.layers.append(replace(self.layers[0], out=self._new(config.dim)) if shared else self._new_layer())
         self.final_normed = self._new(config.dim)
         self.final_norm_saved: Any = None
 
@@ -99,6 +90,21 @@ class Workspace:
 
     def _new(self, width: int) -> np.ndarray:
         return np.empty((self.tokens, width), self.dtype)
+
+    def _new_layer(self) -> LayerActivations:
+        config = self.config
+        return LayerActivations(
+            attention_normed=self._new(config.dim),
+            attention_norm_saved=None,
+            qkv=self._new(config.qkv_width),
+            attended=self._new(config.dim),
+            log_sum_exp=None,
+            middle=self._new(config.dim),
+            feedforward_normed=self._new(config.dim),
+            feedforward_norm_saved=None,
+            feedforward_saved=self._new_feedforward(),
+            out=self._new(config.dim),
+        )
 
     def _new_feedforward(self) -> FeedForwardSaved:
         hidden = self.config.hidden

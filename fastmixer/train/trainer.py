@@ -23,6 +23,7 @@ from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.text import Tokenizer
 from fastmixer.train.checkpoint import clean_up, list_checkpoints, restore_checkpoint, save_checkpoint
+from fastmixer.train.memory import peak_memory
 from fastmixer.train.metrics import MetricsWriter
 from fastmixer.train.optimizer import AdamW
 from fastmixer.train.schedule import SCHEDULES, learning_rate_at
@@ -78,7 +79,8 @@ class TrainSettings:
 
 @dataclass
 class TrainResult:
-    """How a run ended. losses, validation_losses: (step, nats a token); reason: "finished", "early stop", "interrupted"."""
+    """How a run ended. losses, validation_losses: (step, nats a token); reason: "finished", "early stop", "interrupted";
+    peak_memory: bytes that the process had resident at most."""
 
     folder: Path
     reason: str = "finished"
@@ -87,6 +89,7 @@ class TrainResult:
     validation_losses: list[tuple[int, float]] = field(default_factory=list)
     tokens_per_second: float = 0.0
     peak_share: float = 0.0
+    peak_memory: int = 0
 
     @property
     def validation_loss(self) -> float | None:
@@ -178,6 +181,7 @@ class Trainer:
                 self._loop(result, metrics, bar)
         finally:
             metrics.close()
+        result.peak_memory = peak_memory()
         return result
 
     def _data_path(self) -> str:

@@ -20,7 +20,8 @@ def test_it_says_what_it_does(trained):
         re.match(r"step +(\d+)   validation loss \d\.\d{4}   perplexity \d+\.\d$", line)[1] for line in lines[1:4]
     ] == ["0", "6", "12"]
     assert re.fullmatch(r"finished at step 12: validation loss \d\.\d{4} nats a token, perplexity \d+\.\d", lines[4])
-    assert lines[5] == f'saved in {folder}; try: fastmixer generate {folder} "Once"' and len(lines) == 6
+    assert re.fullmatch(r"[\d,]+ tokens/s in the last step, peak memory [\d,]+ MB", lines[5])
+    assert lines[6] == f'saved in {folder}; try: fastmixer generate {folder} "Once"' and len(lines) == 7
     assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl", "data", "checkpoints"}
     assert isinstance(fm.load(folder), fm.Transformer)
 
