@@ -81,11 +81,9 @@ class Linear:
             parameters.rounded(weight),
         )  # fmt: skip
 
-    def forward(
-        self, x: np.ndarray, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """x: [tokens, in] -> x W + bias + residual: [tokens, out]."""
-        return linear(x, self.weight, self.bias, residual=residual, rounded=self.rounded, out=out)
+    def forward(self, x: np.ndarray, **options: Any) -> np.ndarray:
+        """x: [tokens, in] -> x W + bias: [tokens, out]; options (residual, activation, out, ...): as linear's."""
+        return linear(x, self.weight, self.bias, rounded=self.rounded, **options)
 
     def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray) -> np.ndarray:
         """d_out: [tokens, out] -> d_x: [tokens, in]; the parameters' gradients are added."""
@@ -128,8 +126,30 @@ class Layer:
 
     def forward(self, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None) -> np.ndarray:
         """x: [tokens, dim] -> saved.out: [tokens, dim]. seed: of this step's dropout, None to drop nothing."""
-        config = self.config
-        rate = 0.0 if seed is None else config.dropout
+        self._forward_to_feedforward(x, saved, space, seed)
+        self._add_branch(
+            saved.middle, saved.out, self._rate(seed), self._seed(seed, FEEDFORWARD_BRANCH), self._feedforward,
+            saved.feedforward_normed, saved.feedforward_saved,
+        )  # fmt: skip
+        return saved.out
+
+    def forward_again(self, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None) -> None:
+        """The same bits in saved as forward left there. saved.out still stands, so the product that makes it is spared."""
+        self._forward_to_feedforward(x, saved, space, seed)
+        normed, into, activation = saved.feedforward_normed, saved.feedforward_saved, self.config.activation
+        if self.gate is None:
+            self.up.forward(normed, activation=activation, pre_activation=into.up, out=into.hidden)
+        else:
+            self.up.forward(normed, out=into.up)
+            self.gate.forward(
+                normed, activation=activation, multiplier=into.up, pre_activation=into.gate_pre, out=into.hidden
+            )
+
+    def _forward_to_feedforward(
+        self, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None
+    ) -> None:
+        """x -> saved.middle, the stream after the attention branch, and saved.feedforward_normed."""
+        config, rate = self.config, self._rate(seed)
 
         _, saved.attention_norm_saved = self.attention_norm.forward(x, saved.attention_normed)
         self.qkv.forward(saved.attention_normed, out=saved.qkv)
@@ -146,18 +166,12 @@ class Layer:
         )
 
         _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.middle, saved.feedforward_normed)
-        self._add_branch(
-            saved.middle, saved.out, rate, self._seed(seed, FEEDFORWARD_BRANCH), self._feedforward,
-            saved.feedforward_normed, saved.feedforward_saved,
-        )  # fmt: skip
-        return saved.out
 
     def backward(
         self, d_out: np.ndarray, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None
     ) -> np.ndarray:
         """d_out: [tokens, dim] of this layer's out -> d_x in the same memory; parameters' gradients are added."""
-        config = self.config
-        rate = 0.0 if seed is None else config.dropout
+        config, rate = self.config, self._rate(seed)
 
         d_branch = self._through_dropout(d_out, space, rate, self._seed(seed, FEEDFORWARD_BRANCH))
         d_normed = self._feedforward_backward(d_branch, saved, space)
@@ -232,6 +246,9 @@ class Layer:
 
     def _through_dropout(self, d_out: np.ndarray, space: Workspace, rate: float, seed: int) -> np.ndarray:
         return dropout(d_out, rate, seed, out=space.d_dropped) if rate > 0 else d_out
+
+    def _rate(self, seed: int | None) -> float:
+        return 0.0 if seed is None else self.config.dropout
 
     def _seed(self, seed: int | None, place: int) -> int:
         return 0 if seed is None else fold_seed(seed, 1 + self.index * DROPOUT_PLACES + place)

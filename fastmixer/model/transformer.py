@@ -46,8 +46,9 @@ class Transformer:
     checks. precision "bfloat16": products of weights are in bfloat16, added up in float32; weights, gradients and
     all else stay float32. Where no instructions for it run, it warns and takes float32, unless force_precision is set.
     sparse_embedding (untied heads only): the embedding's gradient is made of the rows that occurred, and AdamW updates no
-    others: less to do where batches are small and vocabularies large. checkpoint_activations: of each layer only the input
-    is kept until backward, which runs its forward again: about a third more work, a fraction of the memory, the same bits.
+    others: less to do where batches are small and vocabularies large. checkpoint_activations (an attribute too,
+    free to change between steps): of each layer only the input is kept until backward, which runs its forward again: more
+    work, a fraction of the memory at long context, the same bits (Chen et al. 2016, arXiv 1604.06174).
     Architecture: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), by configuration.
     """
 
@@ -351,7 +352,7 @@ class Transformer:
 
     def _space(self, ids: np.ndarray) -> Workspace:
         batch, time = ids.shape
-        if self._workspace is None or not self._workspace.fits(batch, time):
+        if self._workspace is None or not self._workspace.fits(batch, time, self.checkpoint_activations):
             self._workspace = None  # let the old arrays go before new ones are made
             self._workspace = Workspace(self.config, batch, time, self.dtype, shared=self.checkpoint_activations)
         return self._workspace
@@ -360,7 +361,7 @@ class Transformer:
         """What this layer's forward left; where layers share its arrays, it is made again, but for the last layer's."""
         saved = space.layers[layer.index]
         if space.shared and layer.index < len(self._layers) - 1:
-            layer.forward(self._stream_before(space, layer.index), saved, space, seed)
+            layer.forward_again(self._stream_before(space, layer.index), saved, space, seed)
         return saved
 
     def _stream_before(self, space: Workspace, layer: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The arrays of one training step, kept from step to step while batch and time stay the same.
 
-Activations live from forward to backward, one set a layer; gradients of activations are shared by all layers. Knows
-shapes only.
+Activations live from forward to backward, one set a layer, or, where each layer's forward runs again before its backward,
+one set for all; gradients of activations are shared by all layers. Knows shapes only.
 """
 
 from dataclasses import dataclass, replace
@@ -47,9 +47,9 @@ class Workspace:
         self.final_normed = self._new(config.dim)
         self.final_norm_saved: Any = None
 
-    def fits(self, batch: int, time: int) -> bool:
-        """Whether these arrays are of this shape."""
-        return (self.batch, self.time) == (batch, time)
+    def fits(self, batch: int, time: int, shared: bool) -> bool:
+        """Whether these arrays are of this shape, and shared so."""
+        return (self.batch, self.time, self.shared) == (batch, time, shared)
 
     @cached_property
     def logits(self) -> np.ndarray:

@@ -93,7 +93,7 @@ MEASURE = """
 import sys
 import numpy as np
 import fastmixer as fm
-from fastmixer.memory import peak_memory
+from fastmixer.train.memory import peak_memory
 from fastmixer.model import ModelConfig
 
 config = ModelConfig(vocab=64, context=2048, dim=64, layers=12, heads=4)
@@ -102,7 +102,7 @@ ids = np.zeros((1, 2048), np.int64)
 model.forward_backward(ids[:, :16], ids[:, :16])  # imports, starts threads
 before = peak_memory()
 model.forward_backward(ids, ids)
-print(peak_memory() - before)
+print((peak_memory() - before) / 1e6)
 """
 
 
