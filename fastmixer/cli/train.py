@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from fastmixer.train import Trainer
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
-# What may differ when a run goes on: how far, and what is shown and kept. All else would make it another run.
+# What may differ when a run goes on: how far, in how much memory, and what is shown and kept. All else would make it
+# another run.
 RESUMABLE = frozenset(
-    "steps evaluate_every evaluate_batches sample_every sample_prompt patience save_every keep_last".split()
+    "steps checkpoint_activations evaluate_every evaluate_batches sample_every sample_prompt patience save_every "
+    "keep_last".split()
 )
 
 
@@ -30,7 +32,10 @@ RESUMABLE = frozenset(
     "--precision", default="float32", show_default=True, help="Of products: float32 or bfloat16 (weights stay float32)."
 )
 @click.option(
-    "--checkpoint-activations", is_flag=True, help="Keep layers' inputs only, compute the rest again: less memory."
+    "--checkpoint-activations/--keep-activations",
+    default=False,
+    show_default=True,
+    help="Keep layers' inputs only and compute the rest again: less memory, the same bits.",
 )
 @click.option("--sparse-embedding", is_flag=True, help="Update only the embedding rows that occurred (untied heads).")
 @click.option("--force-precision", is_flag=True, help="bfloat16 even without instructions for it (slow).")

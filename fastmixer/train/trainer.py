@@ -143,10 +143,18 @@ class Trainer:
         self._interrupted = False
 
     @classmethod
-    def resume(cls, folder: str | Path, data: Dataset | None = None, **options: Any) -> "Trainer":
+    def resume(
+        cls,
+        folder: str | Path,
+        data: Dataset | None = None,
+        *,
+        checkpoint_activations: bool | None = None,
+        **options: Any,
+    ) -> "Trainer":
         """The trainer of a run's folder, ready to go on from its newest checkpoint with the settings it began with.
 
-        data: the run's Dataset, if it has been moved since. Other options as Trainer's.
+        data: the run's Dataset, if it has been moved since. checkpoint_activations: the model's from here on (None: as
+        before); the bits are the same either way. Other options as Trainer's.
         """
         folder = Path(folder)
         settings = read_json(folder / SETTINGS)
@@ -158,6 +166,8 @@ class Trainer:
             data = open_dataset(folder / settings["data"])
         model = Transformer.load(folder, **settings["model"])
         assert model.tokenizer is not None
+        if checkpoint_activations is not None:
+            model.checkpoint_activations = checkpoint_activations
         return cls(model, model.tokenizer, data, folder=folder, resume=True, **{**settings["settings"], **options})
 
     def fit(self) -> TrainResult:

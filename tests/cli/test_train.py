@@ -64,6 +64,17 @@ def test_resume_takes_more_steps_but_no_other_run(run, tmp_path, text_file, trai
     assert "Error: --preset cannot change when a run goes on: leave it out beside --resume" in result.output
 
 
+def test_activations_may_be_checkpointed_from_a_resume_on(run, tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    for option, kept in [("--checkpoint-activations", True), ("--keep-activations", False)]:
+        result = run("train", "--out", folder, "--resume", "--no-progress", option)
+        assert result.exit_code == 0, result.output
+        assert json.loads((folder / "run.json").read_text())["model"]["checkpoint_activations"] is kept
+        assert (fm.load(folder).parameters.data == fm.load(trained[0]).parameters.data).all()
+
+
 def test_a_run_is_not_overwritten(run, trained, text_file, train_options):
     result = run("train", text_file, "--out", trained[0], *train_options)
     assert result.exit_code == 2

@@ -1,5 +1,6 @@
 """Checkpointed activations: the same bits in far less memory."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 import fastmixer as fm
+from fastmixer.data import write_dataset
 from fastmixer.kernels.select import use_kernels
+from fastmixer.text.assets import alice_text
 
 DROPOUT_SEED = 11
 MOST_MEMORY = 0.4  # of what a step takes above weights and gradients when every layer's activations are kept
@@ -87,6 +90,34 @@ def test_looking_inside_sees_the_same(small, batch_for):
         assert model.first_nonfinite(ids, targets) == "layers.1"
 
 
+@pytest.mark.parametrize("first_half", [False, True])
+def test_it_may_change_when_a_run_goes_on(tmp_path, small, first_half):
+    text = tmp_path / "page.txt"
+    text.write_text(alice_text()[:3000], encoding="utf-8")
+    tokenizer = fm.train_tokenizer(alice_text()[:3000], "characters")
+    data = write_dataset(text, tokenizer, tmp_path / "data")
+    config = small("dropout", layers=3, vocab=tokenizer.vocab_size)
+    settings = {"steps": 6, "batch": 2, "time": 8, "accumulate": 2, "save_every": 3, "seed": 5, "progress": False}
+
+    def model(on):
+        return fm.Transformer(config, seed=1, tokenizer=tokenizer, checkpoint_activations=on)
+
+    straight = fm.Trainer(model(False), tokenizer, data, folder=tmp_path / "straight", **settings)
+    losses = straight.fit().losses
+    fm.Trainer(model(first_half), tokenizer, data, folder=tmp_path / "halves", **settings).fit()
+    shutil.rmtree(tmp_path / "halves" / "checkpoints" / "step-00000006")
+    as_before = fm.Trainer.resume(tmp_path / "halves", progress=False)
+    assert as_before.model.checkpoint_activations is first_half
+    second = fm.Trainer.resume(tmp_path / "halves", checkpoint_activations=not first_half, progress=False)
+    assert second.fit().losses == losses[3:] and second.model.checkpoint_activations is not first_half
+    for found, expected in [
+        (second.model.parameters.data, straight.model.parameters.data),
+        (second.optimizer.m, straight.optimizer.m),
+        (second.optimizer.v, straight.optimizer.v),
+    ]:
+        assert np.array_equal(found, expected)
+
+
 # ---- memory ----
 
 MEASURE = """
@@ -98,7 +129,7 @@ from fastmixer.model import ModelConfig
 
 config = ModelConfig(vocab=64, context=2048, dim=64, layers=12, heads=4)
 model = fm.Transformer(config, checkpoint_activations=sys.argv[1] == "checkpointed")
-ids = np.zeros((1, 2048), np.int64)
+ids = np.arange(2048).reshape(1, -1) % 64
 model.forward_backward(ids[:, :16], ids[:, :16])  # imports, starts threads
 before = peak_memory()
 model.forward_backward(ids, ids)
