@@ -3,7 +3,7 @@
 cdef enum:
     QUERY_TILE = 64
     KEY_TILE = 64  # as many as philox_batch has words; keys and values of 64 fit L1 and a corner of L2
-    GROUP = VALUE_ROWS  # rows that a small product makes together
+    GROUP = VALUE_ROWS  # rows that a small product makes together; divides VF_WIDTH, so that a group stays in one vector
 
 
 cdef struct View:
