@@ -5,8 +5,6 @@ of the loop that the state belongs to.
 """
 
 import hashlib
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,16 @@ import numpy as np
 from fastmixer import __version__
 from fastmixer.model import Transformer
 from fastmixer.train.optimizer import AdamW
-from fastmixer.weights.files import read_json, remove_leftovers, replace_folder, write_json
-from fastmixer.weights.folder import CHECKPOINTS, WEIGHTS, newest_checkpoint, read_tensors, write_model, write_tensors
+from fastmixer.weights.files import read_json, remove_folder, remove_leftovers, replace_folder, write_json
+from fastmixer.weights.folder import (
+    CHECKPOINTS,
+    WEIGHTS,
+    list_checkpoints,
+    newest_checkpoint,
+    read_tensors,
+    write_model,
+    write_tensors,
+)
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -51,13 +57,8 @@ def save_checkpoint(
     parent = run / CHECKPOINTS
     folder = replace_folder(parent / f"step-{step:08d}", write)
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return folder
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
 def clean_up(run: Path) -> None:

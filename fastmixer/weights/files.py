@@ -42,9 +42,17 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; a process that is killed meanwhile leaves none of it under its name."""
+    doomed = folder.parent / f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def remove_leftovers(parent: str | Path) -> None:
-    """Clean up after a process that was killed in replace_folder: what it had moved aside and not yet replaced comes
-    back under its name, and temporary folders go."""
+    """Clean up after a process that was killed in replace_folder or remove_folder: what it had moved aside and not yet
+    replaced comes back under its name, and temporary folders go."""
     for old in Path(parent).glob(f"{OLD_PREFIX}*"):
         folder = old.with_name(old.name.removeprefix(OLD_PREFIX))
         if not folder.exists():

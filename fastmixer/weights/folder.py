@@ -1,5 +1,6 @@
 """A model folder: config.json, model.safetensors, tokenizer.json. Knows the files, not what the fields mean."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,14 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarra
     return config, tensors, tokenizer
 
 
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """Complete checkpoints in a training run's folder, oldest first; folders with other names are not looked at."""
+    return sorted(path for path in (Path(run) / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
+
+
 def newest_checkpoint(run: str | Path) -> Path | None:
     """The newest complete checkpoint in a training run's folder, None if it holds none."""
-    return max((Path(run) / CHECKPOINTS).glob("step-*"), default=None)
+    return max(list_checkpoints(run), default=None)
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -16,6 +16,7 @@ import pytest
 import fastmixer as fm
 from fastmixer.train import checkpoint
 from fastmixer.train.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
+from fastmixer.train.metrics import read_metrics
 from fastmixer.weights import files
 
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "state.json"}
@@ -41,6 +42,10 @@ def test_everything_comes_back_bit_for_bit(saved, new_model):
     assert np.array_equal(other.parameters.data, model.parameters.data) and again.step_count == 2
     assert np.array_equal(again.m, optimizer.m) and np.array_equal(again.v, optimizer.v)
     assert {path.name for path in list_checkpoints(run)[-1].iterdir()} == FILES
+    for which, chosen in ((model, optimizer), (other, again)):
+        which.parameters.gradients_data[:] = np.random.default_rng(3).standard_normal(model.parameters.size)
+        chosen.step()
+    assert np.array_equal(other.parameters.data, model.parameters.data)
 
 
 def test_the_last_are_kept_and_a_checkpoint_is_a_model(saved):
@@ -49,6 +54,15 @@ def test_the_last_are_kept_and_a_checkpoint_is_a_model(saved):
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002", "step-00000003"]
     assert np.array_equal(fm.load(run).parameters.data, model.parameters.data)
     assert np.array_equal(fm.load(list_checkpoints(run)[0]).parameters.data, model.parameters.data)
+
+
+def test_other_folders_are_no_checkpoints(saved, new_model):
+    run, model, optimizer = saved
+    for name in ("step-best", "step-00000002.bak", "step-99", ".writing-step-00000009-1", ".writing-old-step-00000002"):
+        (run / "checkpoints" / name).mkdir()
+    assert [path.name for path in list_checkpoints(run)] == ["step-00000001", "step-00000002"]
+    assert restore_checkpoint(run, new_model(), optimizer)[0] == 2
+    assert np.array_equal(fm.load(run).parameters.data, model.parameters.data)
 
 
 def _cut(path):
@@ -103,6 +117,73 @@ def test_a_full_disk_leaves_the_older_checkpoints(saved, monkeypatch, where):
     assert restore_checkpoint(run, model, optimizer) == (2, {"at": 2})
 
 
+# Saves a checkpoint over and over, killed before its first, second, ... operation on files, until one save is done.
+KILLED_SAVES = textwrap.dedent("""
+    import os, signal, sys, tempfile
+    from pathlib import Path
+    import numpy as np
+    import fastmixer as fm
+    from fastmixer.model import ModelConfig
+    from fastmixer.train.checkpoint import clean_up, list_checkpoints, restore_checkpoint, save_checkpoint
+
+    EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
+    tokenizer, step = fm.Tokenizer.load(sys.argv[1]), int(sys.argv[2])
+    model = fm.Transformer(ModelConfig(vocab=tokenizer.vocab_size, context=8, dim=8, layers=1, heads=1), tokenizer=tokenizer)
+    optimizer = fm.AdamW(model.parameters)
+
+    def save(run, step):
+        model.parameters.data[:] = optimizer.m[:] = step
+        save_checkpoint(run, step, model, optimizer, {"by": os.getpid()}, keep=1)
+
+    def save_until(run, operation):
+        def hook(event, arguments):
+            nonlocal operation
+            if event in EVENTS:
+                if operation == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                operation -= 1
+
+        sys.addaudithook(hook)
+        save(run, step)
+        os._exit(0)
+
+    operation, seen, status = 0, set(), -1
+    while status != 0:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder)
+            save(run, 1)
+            child = os.fork()
+            if child == 0:
+                save_until(run, operation)
+            status = os.waitpid(child, 0)[1]
+            assert status in (0, signal.SIGKILL), (operation, status)
+            clean_up(run)
+            at, state = restore_checkpoint(run, model, optimizer)
+            new = state["by"] == child
+            seen.add(new)
+            assert at == (step if new else 1), (operation, at)
+            assert all((model.parameters[name] == at).all() for name in model.parameters), operation
+            assert (optimizer.m == at).all(), operation
+            assert sorted((run / "checkpoints").iterdir()) == list_checkpoints(run), operation
+            for path in list_checkpoints(run):
+                assert len(list(path.iterdir())) == 5, (operation, path)
+            operation += 1
+    assert seen == {False, True}
+    print(operation, "saves")
+""")
+
+
+@pytest.mark.parametrize("step", [2, 1])
+def test_a_save_killed_before_any_of_its_operations_leaves_whole_checkpoints(tmp_path, tokenizer, step):
+    """As a new step (the older one is deleted), and in place of one of the same step."""
+    tokenizer.save(tmp_path)
+    command = [sys.executable, "-c", KILLED_SAVES, str(tmp_path), str(step)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[0]) > 20
+
+
+# A training run that waits at every tenth step until it is told to go on: whoever kills it knows about where it is.
 RUN = textwrap.dedent("""
     import sys
     from pathlib import Path
@@ -112,53 +193,67 @@ RUN = textwrap.dedent("""
     from fastmixer.train.checkpoint import list_checkpoints
 
     run, data = Path(sys.argv[1]), Path(sys.argv[2])
+
+    def wait(message):
+        print(message, flush=True)
+        sys.stdin.readline()
+
     fm.set_threads(2)
-    print("ready", flush=True)
     if list_checkpoints(run):
-        trainer = fm.Trainer.resume(run, progress=False)
+        trainer = fm.Trainer.resume(run, on_message=wait, progress=False)
     else:
         tokenizer = fm.Tokenizer.load(data.parent)
         config = ModelConfig(vocab=tokenizer.vocab_size, context=8, dim=16, layers=2, heads=2, hidden=32, dropout=0.1)
         trainer = fm.Trainer(
             fm.Transformer(config, seed=1, tokenizer=tokenizer), tokenizer, open_dataset(data), folder=run, steps=240,
-            batch=2, time=8, accumulate=2, warmup=5, evaluate_every=50, evaluate_batches=2, save_every=2, progress=False,
+            batch=2, time=8, accumulate=2, warmup=5, evaluate_every=10, evaluate_batches=2, save_every=2, on_message=wait,
+            progress=False,
         )
     trainer.fit()
     print("done", flush=True)
 """)
+STRETCH, STRETCHES = 10, 24
 
 
 def test_kill_9_at_twenty_moments_costs_no_bit(tmp_path, dataset, tokenizer):
-    """One run is killed 20 times, at random moments after work began, and resumed; one is left alone: the same weights."""
+    """One run is killed at a random moment of each of 20 of its 24 stretches of steps and resumed after each; one is left
+    alone: the same weights, moments and metrics."""
     tokenizer.save(dataset.folder.parent)
-    environment = {**os.environ, "FASTMIXER_KERNELS": "auto"}
 
     def start(run):
         command = [sys.executable, "-c", RUN, str(run), str(dataset.folder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
-        return process
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)  # fmt: skip
 
-    began = time.monotonic()
-    straight = start(tmp_path / "straight")
-    output, errors = straight.communicate(timeout=120)
-    assert output == "done\n", errors
-    seconds = time.monotonic() - began
+    def to_the_end(run, killed_in, seconds):
+        """Kills once within each stretch of killed_in, up to `seconds` after it began; the newest checkpoint after each kill."""
+        process, left, reached = start(run), set(killed_in), []
+        for _ in range(10 * STRETCHES):
+            line = process.stdout.readline()
+            if line == "done\n":
+                process.communicate(timeout=60)
+                return reached
+            assert line.startswith("step"), process.communicate(timeout=60)[1]
+            stretch = int(line.split()[1]) // STRETCH
+            process.stdin.write("go on\n")
+            if stretch in left:
+                left.remove(stretch)
+                time.sleep(moments.uniform(0, seconds))
+                process.send_signal(signal.SIGKILL)
+                process.communicate(timeout=60)
+                assert process.returncode == -signal.SIGKILL
+                reached += [list_checkpoints(run)[-1].name if list_checkpoints(run) else None]
+                process = start(run)
+        raise AssertionError(f"the run does not end: {reached}")
 
-    moments, kills, run = random.Random(7), 0, tmp_path / "killed"
-    while kills < 20:
-        process = start(run)
-        try:
-            output, errors = process.communicate(timeout=moments.uniform(0.005, 0.25 * seconds))
-            assert output == "done\n", errors  # a resume may find little left to do: begin anew, and keep counting
-            run = tmp_path / f"killed-{kills}"
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-    output, errors = start(run).communicate(timeout=120)
-    assert output == "done\n", errors
+    moments, straight, killed = random.Random(7), tmp_path / "straight", tmp_path / "killed"
+    assert to_the_end(straight, [], 0) == []
+    steps = [row["seconds"] for row in read_metrics(straight) if "seconds" in row]
+    saving = (list_checkpoints(straight)[-1] / "state.json").stat().st_mtime - (straight / "run.json").stat().st_mtime
+    reached = to_the_end(killed, moments.sample(range(STRETCHES), 20), max(sum(steps), saving) / STRETCHES)
+    assert len(reached) == 20 and len(set(reached)) > 15, reached
 
     for name in ("model.safetensors", "optimizer.safetensors"):
-        expected, got = (list_checkpoints(folder)[-1] / name for folder in (tmp_path / "straight", run))
+        expected, got = (list_checkpoints(run)[-1] / name for run in (straight, killed))
         assert got.read_bytes() == expected.read_bytes(), name
+    rows = [[(row["step"], row.get("loss"), row.get("validation_loss")) for row in read_metrics(run)] for run in (straight, killed)]
+    assert rows[0] == rows[1]
