@@ -73,8 +73,8 @@ def _embedding() -> Iterator[Workload]:
         return lambda: embedding(table, ids, out=out)
 
     def gradient(rng: Rng) -> Call:
-        d_out, ids = _normal(rng, count, DIM), rng.integers(0, VOCAB, count)
-        return lambda: embedding_backward(d_out, ids, VOCAB)
+        d_out, ids, values = _normal(rng, count, DIM), rng.integers(0, VOCAB, count), np.empty((count, DIM), np.float32)
+        return lambda: embedding_backward(d_out, ids, VOCAB, values=values)
 
     def add_at(rng: Rng) -> Call:
         d_out, ids = _normal(rng, count, DIM), rng.integers(0, VOCAB, count)

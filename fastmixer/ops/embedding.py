@@ -66,11 +66,14 @@ def embedding(table: np.ndarray, ids: np.ndarray, *, out: np.ndarray | None = No
     return out
 
 
-def embedding_backward(d_out: np.ndarray, ids: np.ndarray, num_rows: int) -> SparseRows:
+def embedding_backward(
+    d_out: np.ndarray, ids: np.ndarray, num_rows: int, *, values: np.ndarray | None = None
+) -> SparseRows:
     """The gradient of a table of num_rows rows from d_out: float32 [..., dim], the gradient of its rows at ids [...].
 
     Only rows that occurred; positions are sorted by row and each row is summed by one writer in the order of ids, so
-    the result does not depend on threads. Errors as in embedding.
+    the result does not depend on threads. values: float32 [at least as many as ids, dim] is memory for the result, which
+    lies in its first rows (a caller of many steps saves the system clearing it each time). Errors as in embedding.
     """
     check_number("embedding_backward", "num_rows", num_rows, at_least=0)
     arrays = Arrays("embedding_backward", "embedding")
@@ -81,7 +84,11 @@ def embedding_backward(d_out: np.ndarray, ids: np.ndarray, num_rows: int) -> Spa
     order, rows, starts = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
     kernel = kernels("embedding")
     touched = kernel.group_by_row(ids.reshape(-1), num_rows, order, starts, rows)
-    values = np.empty((touched, dim), d_out.dtype)
+    if values is None:
+        values = np.empty((touched, dim), d_out.dtype)
+    elif len(arrays.check_output("values", values, "room dim")) < count:
+        raise ValueError(f"embedding_backward: values must have a row for each of {count} ids; got {values.shape}")
+    values = values[:touched]
     if values.size:
         kernel.scatter_gradient(d_out.reshape(count, dim), order, starts, values)
     return SparseRows(rows[:touched].copy(), values, num_rows)
