@@ -114,9 +114,9 @@ def test_nearest_finds_itself_first_and_breaks_ties_by_id(table):
 def test_the_gradient_may_lie_in_memory_of_the_caller(rng):
     d_out, ids = rng.standard_normal((2, 3, 4)).astype(np.float32), np.array([[5, 1, 5], [0, 1, 5]])
     values = np.full((8, 4), np.nan, np.float32)
-    sparse = embedding_backward(d_out, ids, 7, values=values)
+    sparse = fm.embedding_backward(d_out, ids, 7, values=values)
     assert np.shares_memory(sparse.values, values) and sparse.rows.tolist() == [0, 1, 5]
-    np.testing.assert_array_equal(sparse.values, embedding_backward(d_out, ids, 7).values)
+    np.testing.assert_array_equal(sparse.values, fm.embedding_backward(d_out, ids, 7).values)
     assert np.isnan(values[3:]).all()
     with pytest.raises(ValueError, match=r"^embedding_backward: values must have a row for each of 6 ids; got \(5, 4\)$"):
-        embedding_backward(d_out, ids, 7, values=values[:5])
+        fm.embedding_backward(d_out, ids, 7, values=values[:5])
