@@ -37,6 +37,27 @@ def test_a_line_that_a_killed_process_cut_is_left_out(tmp_path):
     assert read_metrics(tmp_path / "absent") == []
 
 
+def test_a_resume_after_a_cut_line_goes_on_with_whole_lines(tmp_path):
+    _write(tmp_path, [1, 2])
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"step": 3, "lo')
+    _write(tmp_path, [3], step=2)
+    assert [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, loss=2.0, sample='"a"\nb')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0, "sample": '"a"\nb'}]
+    writer.close()
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    (tmp_path / FILE).write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=rf"^{tmp_path / FILE}, line 2 is not JSON: "):
+        read_metrics(tmp_path)
+
+
 def test_tensorboard_without_tensorboardx_says_what_to_install(tmp_path, monkeypatch):
     real = builtins.__import__
 

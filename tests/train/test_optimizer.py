@@ -33,6 +33,34 @@ def test_five_steps_equal_the_textbook(new_model, clip_norm):
     assert optimizer.step_count == 5
 
 
+def test_moments_and_count_put_into_another_go_on_bit_for_bit(new_model):
+    models = [new_model(), new_model()]
+    first, second = (fm.AdamW(model.parameters, 1e-2) for model in models)
+    for step in range(3):
+        _gradients(models[0], step)
+        first.step()
+    models[1].parameters.data[:] = models[0].parameters.data
+    second.m[:], second.v[:], second.step_count = first.m, first.v, first.step_count
+    for step in range(3, 5):
+        norms = []
+        for model, optimizer in zip(models, (first, second), strict=True):
+            _gradients(model, step)
+            norms.append(optimizer.step(5e-3))
+        assert norms[0] == norms[1]
+    for ours, theirs in ((first.m, second.m), (first.v, second.v), (models[0].parameters.data, models[1].parameters.data)):
+        assert np.array_equal(ours, theirs)
+
+
+def test_the_rate_of_a_step_overrides_the_default(new_model):
+    moved = []
+    for default, rate in ((1e-3, 1e-2), (1e-2, None)):
+        model = new_model()
+        _gradients(model, 0)
+        fm.AdamW(model.parameters, default).step(rate)
+        moved.append(model.parameters.data.copy())
+    assert np.array_equal(*moved)
+
+
 def test_only_matrices_decay(new_model):
     parameters = new_model().parameters
     parameters["final_norm.bias"][:] = 0.25

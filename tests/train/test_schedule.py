@@ -29,6 +29,14 @@ def test_cosine_is_a_cosine():
     assert learning_rate_at(25, **RATES) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)]
+)
+def test_after_a_warmup_the_rest_of_the_run_goes_from_the_peak_to_the_minimum(schedule, middle, last):
+    rate = [learning_rate_at(step, **RATES, warmup=20, schedule=schedule) for step in range(101)]
+    assert [rate[step] for step in (0, 19, 20, 60, 100)] == pytest.approx([0.05, 1.0, 1.0, middle, last])
+
+
 def test_past_the_end_stays_at_the_minimum_and_a_warmup_may_fill_the_run():
     assert learning_rate_at(500, **RATES) == pytest.approx(0.1)
     assert learning_rate_at(9, steps=10, peak=1.0, warmup=10) == 1.0
