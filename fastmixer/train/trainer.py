@@ -180,7 +180,8 @@ class Trainer:
         if self._resume:
             self.step, state = restore_checkpoint(self.folder, self.model, self.optimizer)
             self.reader.restore(state["reader"])
-            self._best, self._without_better = state["best"] or math.inf, state["without_better"]
+            if self.step > 0:  # step 0 is evaluated once more, and must not count as one without a gain
+                self._best, self._without_better = state["best"] or math.inf, state["without_better"]
         self.folder.mkdir(parents=True, exist_ok=True)
         about = {"data": self._data_path(), "model": self.model.options, "settings": asdict(self.settings)}
         write_json(self.folder / SETTINGS, about)

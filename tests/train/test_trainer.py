@@ -54,6 +54,32 @@ def test_resumed_is_as_if_never_stopped(tmp_path, new_trainer, new_model, thread
     assert rows[0] == rows[1]
 
 
+def test_rows_of_an_untied_embedding_resume_too(tmp_path, tokenizer, new_model, new_trainer):
+    def model():
+        return fm.Transformer(new_model(dropout=0.2, tied_head=False).config, seed=1, tokenizer=tokenizer, sparse_embedding=True)
+
+    straight = new_trainer(tmp_path / "straight", model(), steps=7)
+    straight.fit()
+    first = new_trainer(tmp_path / "stopped", model(), steps=7)
+    _stop_after(first, 4)
+    assert first.fit().reason == "interrupted"
+    second = fm.Trainer.resume(tmp_path / "stopped", progress=False)
+    assert second.model.options["sparse_embedding"] and second.fit().step == 7
+    for expected, got in zip(_weights(straight), _weights(second), strict=True):
+        assert np.array_equal(expected, got)
+
+
+def test_what_is_measured_shown_and_kept_changes_no_bit(tmp_path, new_trainer, new_model):
+    busy = {"evaluate_every": 1, "evaluate_batches": 7, "sample_every": 2, "save_every": 1, "keep_last": 1}
+    idle = {"evaluate_every": 0, "sample_every": 0, "save_every": 0}
+    trainers = [new_trainer(tmp_path / str(i), new_model(dropout=0.2), **how) for i, how in enumerate((busy, idle))]
+    for trainer in trainers:
+        trainer.fit()
+    for expected, got in zip(*map(_weights, trainers), strict=True):
+        assert np.array_equal(expected, got)
+    assert [len(list_checkpoints(trainer.folder)) for trainer in trainers] == [1, 1]
+
+
 def test_the_loss_falls_and_everything_is_written(tmp_path, new_trainer):
     trainer = new_trainer(tmp_path, steps=60, learning_rate=1e-2, evaluate_every=20, sample_every=30)
     result = trainer.fit()
@@ -86,6 +112,20 @@ def test_early_stop(tmp_path, new_trainer):
     assert list_checkpoints(tmp_path)[-1].name == "step-00000006"
 
 
+@pytest.mark.parametrize("stopped_at", [0, 1, 3, 5])
+def test_an_early_stop_comes_at_the_same_step_after_a_resume(tmp_path, new_trainer, stopped_at):
+    settings = {"steps": 50, "learning_rate": 0.0, "min_learning_rate": 0.0, "evaluate_every": 2, "patience": 3}
+    first = new_trainer(tmp_path, **settings)
+    if stopped_at == 0:
+        first._interrupted = True  # while the first evaluation runs
+    else:
+        _stop_after(first, stopped_at)
+    assert (first.fit().reason, first.step) == ("interrupted", stopped_at)
+    result = fm.Trainer.resume(tmp_path, progress=False).fit()
+    assert (result.reason, result.step) == ("early stop", 6)
+    assert [row["step"] for row in read_metrics(tmp_path) if "validation_loss" in row] == [0, 2, 4, 6]
+
+
 def test_nan_stops_and_overwrites_nothing(tmp_path, new_trainer):
     trainer = new_trainer(tmp_path, steps=9)
     one_step = trainer._one_step
@@ -106,6 +146,34 @@ def test_nan_stops_and_overwrites_nothing(tmp_path, new_trainer):
         str(caught.value),
     ), str(caught.value)
     assert np.isfinite(fm.load(tmp_path).parameters.data).all()
+    straight = new_trainer(tmp_path / "straight", steps=9)
+    straight.fit()
+    again = fm.Trainer.resume(tmp_path, progress=False)
+    assert again.fit().step == 9
+    assert np.array_equal(again.model.parameters.data, straight.model.parameters.data)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(tmp_path, new_trainer):
+    trainer = new_trainer(tmp_path, steps=9, save_every=0)
+    forward_backward = trainer.model.forward_backward
+
+    def poisoned(*arguments, **options):
+        loss = forward_backward(*arguments, **options)
+        if trainer.step == 2:
+            trainer.model.parameters.gradient("layers.0.attention.qkv.weight")[1, 2] = np.inf
+            poisoned.before = _weights(trainer)
+        return loss
+
+    trainer.model.forward_backward = poisoned
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.fit()
+    assert str(caught.value) == (
+        "step 3: the gradients' norm is not finite; first at: gradient of layers.0.attention.qkv.weight. "
+        "Nothing was overwritten; no checkpoint was written"
+    )
+    for expected, got in zip(poisoned.before, _weights(trainer), strict=True):
+        assert np.array_equal(expected, got)
+    assert not list_checkpoints(tmp_path)
 
 
 def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path, new_trainer, monkeypatch):
@@ -148,6 +216,14 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     ("settings", "text"),
     [
         ({"steps": 0}, "TrainSettings: steps must be >= 1; got 0"),
+        ({"steps": -3}, "TrainSettings: steps must be >= 1; got -3"),
+        ({"steps": True}, "TrainSettings: steps must be an integer; got bool"),
+        ({"accumulate": 0}, "TrainSettings: accumulate must be >= 1; got 0"),
+        ({"keep_last": 0}, "TrainSettings: keep_last must be >= 1; got 0"),
+        ({"warmup": -1}, "TrainSettings: warmup must be >= 0; got -1"),
+        ({"seed": -1}, "TrainSettings: seed must be >= 0; got -1"),
+        ({"clip_norm": 0}, "TrainSettings: clip_norm must be > 0; got 0"),
+        ({"learning_rate": float("nan")}, "TrainSettings: learning_rate must be >= 0; got nan"),
         ({"batch": 2.5}, "TrainSettings: batch must be an integer; got float"),
         ({"learning_rate": -1}, "TrainSettings: learning_rate must be >= 0; got -1"),
         ({"schedule": "step"}, "TrainSettings: schedule must be one of 'cosine', 'linear', 'constant'; got 'step'"),
