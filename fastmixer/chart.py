@@ -1,8 +1,9 @@
-"""Loss curves: a PNG where matplotlib is installed, lines of text otherwise. Knows only (step, loss) pairs."""
+"""Loss curves and profiles as pictures where matplotlib is installed; loss curves as lines of text otherwise."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 Points = Sequence[tuple[int, float]]
 
@@ -36,6 +37,36 @@ def save_loss_curve(path: Path, losses: Points, validation: Points, unigram_entr
     axes.set_title("A small GPT learns Alice in Wonderland", loc="left", color=INK)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    return path
+
+
+def save_profile(path: Path, rows: Sequence[Any], seconds: float, steps: int) -> Path | None:
+    """Draw a profile's rows (label, seconds, floor, limit) as bars: the whole bar is time, its dark part what the machine's
+    limit would take. None if matplotlib is not installed; ValueError for a file that is neither .png nor .svg."""
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"a chart must be a .png or .svg file; got {path}")
+    if find_spec("matplotlib") is None:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row.seconds > 0.002 * seconds][::-1]
+    figure = Figure(figsize=(9, 0.5 + 0.38 * len(shown)), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, row in enumerate(shown):
+        scale = 1e3 / steps
+        axes.barh(place, row.seconds * scale, color=TRAIN, height=0.7)
+        axes.barh(place, min(row.floor, row.seconds) * scale, color=INK, height=0.7)
+        note = f"{row.seconds * scale:,.1f} ms" + (f", {row.share:.0%} of {row.limit}" if row.floor else "")
+        axes.annotate(note, (row.seconds * scale, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(shown)), [row.label for row in shown])
+    axes.set_xlim(0, max(row.seconds for row in shown) * 1e3 / steps * 1.35)
+    axes.set_xlabel("milliseconds a step; dark: what the machine's limit would take")
+    axes.set_title(f"Where a step of {seconds / steps * 1e3:,.0f} ms goes", loc="left", color=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
     figure.savefig(path)
     return path
 

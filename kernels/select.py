@@ -7,11 +7,12 @@ that exists and fails to import raises. Knows nothing of what the ops do.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from fastmixer.kernels.cpu import LEVELS, runnable_levels
 
@@ -19,6 +20,7 @@ RANKS = ("auto", "native", "jit", "reference")
 
 _forced: str | None = None  # an implementation name set by `use_kernels`; the environment decides otherwise
 _chosen: dict[tuple[str, str | None], ModuleType] = {}
+_observer: Callable[[str, ModuleType], Any] | None = None
 
 
 def kernels(op: str) -> ModuleType:
@@ -26,7 +28,7 @@ def kernels(op: str) -> ModuleType:
     key = (op, _forced)
     if key not in _chosen:
         _chosen[key] = kernel_module(op, _forced or _implementation_from_environment(op))
-    return _chosen[key]
+    return _chosen[key] if _observer is None else _observer(op, _chosen[key])
 
 
 def implementation(op: str) -> str:
@@ -59,6 +61,17 @@ def use_kernels(implementation: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+@contextmanager
+def observed(observer: Callable[[str, ModuleType], Any]) -> Iterator[None]:
+    """Inside a `with` block kernels(op) gives observer(op, module) instead (fastmixer/ops/profile.py times the calls)."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
 
 
 def _implementation_from_environment(op: str) -> str:

@@ -17,8 +17,23 @@ from fastmixer.cli import options
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
 )
+@click.option("--profile", is_flag=True, help="Instead: where the time of a training step of GPT-2 124M goes.")
+@click.option("--precision", default="float32", show_default=True, help="Of --profile: float32 or bfloat16.")
+@click.option(
+    "--chart",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Of --profile: also draw it, as .png or .svg (default: only the table).",
+)
 @options.threads
-def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path | None) -> None:
+def bench(
+    op: tuple[str, ...],
+    rounds: int,
+    every_level: bool,
+    json_path: Path | None,
+    profile: bool,
+    precision: str,
+    chart: Path | None,
+) -> None:
     """Time all ops, or each OP, in NumPy, Numba and Cython, interleaved, over the measured peak.
 
     \b
@@ -26,7 +41,13 @@ def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path |
       fastmixer bench                    the whole table (about three minutes)
       fastmixer bench matmul attention   two ops
       fastmixer bench step               a whole training step of GPT-2 124M
+      fastmixer bench step --profile     where that step's time goes, and how near each part is to the machine's limit
     """
+    if profile:
+        _profile(op, precision, chart)
+        return
+    if chart is not None:
+        raise click.UsageError("--chart draws what --profile measures: give both")
     from fastmixer.bench import runner, table
     from fastmixer.bench.workloads import workloads
     from fastmixer.config_report import config_report
@@ -47,3 +68,16 @@ def bench(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path |
     if json_path is not None:
         json_path.write_text(json.dumps({"config": report, "rows": table.rows(timings)}, indent=2) + "\n")
         click.echo(f"figures written to {json_path}")
+
+
+def _profile(op: tuple[str, ...], precision: str, chart: Path | None) -> None:
+    from fastmixer.bench.profile import profile_step
+    from fastmixer.chart import save_profile
+
+    if op not in ((), ("step",)):
+        raise click.UsageError(f"--profile is of the step: fastmixer bench step --profile; got {' '.join(op)}")
+    found = profile_step(precision)
+    click.echo(found.table())
+    if chart is not None:
+        drawn = save_profile(chart, found.rows(), found.seconds, found.steps)
+        click.echo(f"chart: {chart}" if drawn else 'a chart needs matplotlib: pip install "fastmixer[plot]"')

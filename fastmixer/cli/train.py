@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastmixer.train import Trainer
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+TABLE_ROWS = 10  # of the table that tells where a step's time went
 # What may differ when a run goes on: how far, in how much memory, and what is shown and kept. All else would make it
 # another run.
 RESUMABLE = frozenset(
@@ -112,6 +113,8 @@ def train(
     click.echo(ending)
     memory = result.peak_memory / 2**20
     click.echo(f"{result.tokens_per_second:,.0f} tokens/s in the last step, peak memory {memory:,.0f} MB")
+    if result.profile.steps:
+        click.echo(f"\n{result.profile.table(most=TABLE_ROWS)}\n")
     click.echo(f'saved in {out}; try: fastmixer generate {out} "Once"')
 
 

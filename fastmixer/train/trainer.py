@@ -9,6 +9,7 @@ import signal
 import threading
 import time as clock
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,7 @@ from fastmixer.kernels.peak import measured_peak_flops
 from fastmixer.model import Transformer
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
+from fastmixer.ops.profile import Profile, profiled
 from fastmixer.text import Tokenizer
 from fastmixer.train.checkpoint import clean_up, list_checkpoints, restore_checkpoint, save_checkpoint
 from fastmixer.train.memory import peak_memory
@@ -31,6 +33,7 @@ from fastmixer.weights.files import read_json, write_json
 
 DATA, SETTINGS = "data", "run.json"
 SAMPLE_TOKENS = 64
+WARM_STEPS, PROFILED_STEPS = 4, 3  # so many steps go by before so many are profiled
 
 
 class NonFiniteError(FloatingPointError):
@@ -80,7 +83,7 @@ class TrainSettings:
 @dataclass
 class TrainResult:
     """How a run ended. losses, validation_losses: (step, nats a token); reason: "finished", "early stop", "interrupted";
-    peak_memory: bytes that the process had resident at most."""
+    peak_memory: bytes that the process had resident at most; profile: where the time of a few steps went."""
 
     folder: Path
     reason: str = "finished"
@@ -90,6 +93,7 @@ class TrainResult:
     tokens_per_second: float = 0.0
     peak_share: float = 0.0
     peak_memory: int = 0
+    profile: Profile = field(default_factory=Profile)
 
     @property
     def validation_loss(self) -> float | None:
@@ -205,15 +209,20 @@ class Trainer:
         if self.step == 0:
             self._evaluate(result, metrics, bar)
             evaluated_at = 0
-        while self.step < settings.steps and not self._interrupted:
+        if self._patience_is_over():  # a run that had stopped early and goes on, has nothing left to do
+            result.reason = "early stop"
+        first_profiled = self.step + min(WARM_STEPS, max(0, settings.steps - self.step - PROFILED_STEPS))
+        while self.step < settings.steps and not self._interrupted and result.reason != "early stop":
             started = clock.perf_counter()
-            loss, norm, rate = self._one_step()
+            inside = first_profiled <= self.step < first_profiled + PROFILED_STEPS
+            with profiled(result.profile) if inside else nullcontext():
+                loss, norm, rate = self._one_step()
             self.step += 1
             self._report(result, metrics, bar, loss, norm, rate, clock.perf_counter() - started)
             if _due(self.step, settings.evaluate_every):
                 self._evaluate(result, metrics, bar)
                 evaluated_at = self.step
-                if settings.patience and self._without_better >= settings.patience:
+                if self._patience_is_over():
                     result.reason = "early stop"
             if _due(self.step, settings.sample_every):
                 text = self.model.generate(
@@ -224,8 +233,6 @@ class Trainer:
             if _due(self.step, settings.save_every):
                 self._save()
                 saved_at = self.step
-            if result.reason == "early stop":
-                break
         if self._interrupted:
             result.reason = "interrupted"
         elif evaluated_at != self.step:
@@ -233,6 +240,9 @@ class Trainer:
         if saved_at != self.step:
             self._save()
         result.step = self.step
+
+    def _patience_is_over(self) -> bool:
+        return 0 < self.settings.patience <= self._without_better
 
     def _one_step(self) -> tuple[float, float, float]:
         """(mean loss, gradient norm, learning rate) of one optimizer step."""

@@ -126,6 +126,16 @@ def test_an_early_stop_comes_at_the_same_step_after_a_resume(tmp_path, new_train
     assert [row["step"] for row in read_metrics(tmp_path) if "validation_loss" in row] == [0, 2, 4, 6]
 
 
+def test_a_run_that_stopped_early_stays_stopped(tmp_path, new_trainer):
+    settings = {"steps": 50, "learning_rate": 0.0, "min_learning_rate": 0.0, "evaluate_every": 2, "patience": 3}
+    new_trainer(tmp_path, **settings).fit()
+    before = fm.load(tmp_path).parameters.data.copy()
+    result = fm.Trainer.resume(tmp_path, progress=False).fit()
+    assert (result.reason, result.step) == ("early stop", 6) and not result.losses
+    assert np.array_equal(fm.load(tmp_path).parameters.data, before)
+    assert fm.Trainer.resume(tmp_path, progress=False, patience=5).fit().step > 6  # unless it is given more of it
+
+
 def test_nan_stops_and_overwrites_nothing(tmp_path, new_trainer):
     trainer = new_trainer(tmp_path, steps=9)
     one_step = trainer._one_step
