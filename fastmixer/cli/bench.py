@@ -17,6 +17,12 @@ from fastmixer.cli import options
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
 )
+@click.option("--against", help="Instead: ours beside a peer's, interleaved: torch (default: no peer).")
+@click.option(
+    "--markdown",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Of --against: also write a page of results (default: only the table).",
+)
 @click.option("--profile", is_flag=True, help="Instead: where the time of a training step of GPT-2 124M goes.")
 @click.option("--precision", default="float32", show_default=True, help="Of --profile: float32 or bfloat16.")
 @click.option(
@@ -33,6 +39,8 @@ def bench(
     profile: bool,
     precision: str,
     chart: Path | None,
+    against: str | None,
+    markdown: Path | None,
 ) -> None:
     """Time all ops, or each OP, in NumPy, Numba and Cython, interleaved, over the measured peak.
 
@@ -42,7 +50,13 @@ def bench(
       fastmixer bench matmul attention   two ops
       fastmixer bench step               a whole training step of GPT-2 124M
       fastmixer bench step --profile     where that step's time goes, and how near each part is to the machine's limit
+      fastmixer bench --against torch    attention, embedding, head and steps beside PyTorch's (some ten minutes)
     """
+    if against is not None:
+        _against(op, against, rounds, markdown)
+        return
+    if markdown is not None:
+        raise click.UsageError("--markdown writes what --against measures: give both")
     if profile:
         _profile(op, precision, chart)
         return
@@ -81,3 +95,29 @@ def _profile(op: tuple[str, ...], precision: str, chart: Path | None) -> None:
     if chart is not None:
         drawn = save_profile(chart, found.rows(), found.seconds, found.steps)
         click.echo(f"chart: {chart}" if drawn else 'a chart needs matplotlib: pip install "fastmixer[plot]"')
+
+
+def _against(op: tuple[str, ...], peers: str, rounds: int, path: Path | None) -> None:
+    from fastmixer.bench import against
+    from fastmixer.bench.peers import find_peer
+    from fastmixer.config_report import config_report
+    from fastmixer.kernels.select import implementation
+
+    modules = [find_peer(name.strip()) for name in peers.split(",")]
+    comparisons = [one for module in modules for one in module.comparisons() if not op or one.group in op]
+    if not comparisons:
+        raise click.UsageError(f"nothing to compare in {' '.join(op)}; there are attention, embedding, head, step, memory")
+    report = config_report(measure=False)
+    about = {"processor": report["processor"], "threads": str(report["threads"]), "kernels": implementation("matmul")}
+    about |= {"python": report["python"], "numpy": report["libraries"]["numpy"]}
+    for module in modules:
+        about |= module.versions()
+    click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + "\n")
+    click.echo(against.HEADER)
+    outcomes = []
+    for outcome in against.run(comparisons, min(rounds, against.ROUNDS)):
+        outcomes.append(outcome)
+        click.echo(against.row(outcome))
+    if path is not None:
+        path.write_text(against.markdown(outcomes, about), encoding="utf-8")
+        click.echo(f"\nresults written to {path}")
