@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmixer.model.config import ModelConfig
-from fastmixer.ops.cross_entropy import CHUNK
+from fastmixer.ops.cross_entropy import chunk_rows
 from fastmixer.ops.feedforward import FeedForwardSaved
 
 
@@ -53,8 +53,8 @@ class Workspace:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """[at most CHUNK, vocab]: what the loss works in."""
-        return np.empty((min(CHUNK, self.tokens), self.config.vocab), self.dtype)
+        """[tokens at once, vocab]: what the loss works in."""
+        return np.empty((chunk_rows(self.tokens), self.config.vocab), self.dtype)
 
     # Gradients of activations: made when backward first runs, one set for all layers.
 
