@@ -1,4 +1,5 @@
-"""The block formats of quantized weights, and their values in float32: the NumPy truth of every faster path.
+"""The block formats of quantized weights, and their values in float32: the NumPy truth of every faster path. The simplest
+of them are written too, byte for byte as ggml's reference does.
 
 A row is a whole number of blocks; a block holds its scales beside its numbers. Source of the layouts: ggml's ggml-quants.
 Knows nothing of files or tensors' names.
@@ -160,6 +161,86 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
     return ((_half(blocks, 208) * scales)[:, :, None] * numbers).reshape(-1, SUPER)
 
 
+# ---- from float32 to blocks, as ggml's quantize_row_*_ref and the gguf package have it ----
+
+
+def quantize(values: np.ndarray, kind: BlockType) -> np.ndarray:
+    """uint8 [rows, bytes a row] of values: float32 [rows, numbers a row], rounded to this format.
+
+    Raises ValueError for a format that is only read, a row that is no multiple of its block, and numbers that are not finite
+    or too large for it.
+    """
+    if kind.name not in _WRITERS:
+        raise ValueError(f"quantize: type must be one of {', '.join(_WRITERS)}; got {kind.name}")
+    rows, columns = values.shape
+    if columns % kind.block:
+        raise ValueError(f"quantize: {kind.name} needs rows of a multiple of {kind.block} numbers; got {columns}")
+    if kind.block > 1 and not np.isfinite(values).all():
+        raise ValueError(f"quantize: values for {kind.name} must be finite; got nan or infinity")
+    blocks = values.astype(np.float32, copy=False).reshape(rows * (columns // kind.block), kind.block)
+    return _WRITERS[kind.name](blocks).reshape(rows, columns // kind.block * kind.bytes)
+
+
+def _to_half(values: np.ndarray, name: str) -> np.ndarray:
+    """float16 of float32; ValueError where a finite number has become an infinity."""
+    with np.errstate(over="ignore"):
+        halves = values.astype("<f2")
+    if np.isinf(halves).any() and np.isinf(halves).sum() > np.isinf(values).sum():
+        largest = np.abs(values[np.isfinite(values)]).max()
+        raise ValueError(f"quantize: {name} holds numbers up to 65504; got {largest:g}")
+    return halves
+
+
+def _inverse(scale: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+
+
+def _write_float32(blocks: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(blocks, "<f4").view(np.uint8)
+
+
+def _write_float16(blocks: np.ndarray) -> np.ndarray:
+    return _to_half(blocks, "F16").view(np.uint8)
+
+
+def _write_bfloat16(blocks: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest, ties to even; a nan stays one."""
+    bits = np.ascontiguousarray(blocks, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    quiet = (bits >> 16) | 64
+    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).astype("<u2").view(np.uint8)
+
+
+def _write_q8_0(blocks: np.ndarray) -> np.ndarray:
+    """scale, numbers[32]: halves are rounded away from zero."""
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = np.nan_to_num(blocks * _inverse(scale), nan=0.0)
+    size = np.abs(scaled)
+    whole = np.floor(size)
+    numbers = np.copysign(whole + np.floor(2 * (size - whole)), scaled).clip(-127, 127)
+    return np.concatenate(
+        [_to_half(scale, "Q8_0's scale").view(np.uint8), numbers.astype(np.int8).view(np.uint8)], axis=1
+    )
+
+
+def _write_q4_0(blocks: np.ndarray) -> np.ndarray:
+    """scale, numbers[16] of four bits: the number that is largest in size becomes -8."""
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+    scale = largest / np.float32(-8)
+    with np.errstate(invalid="ignore", over="ignore"):
+        shifted = np.nan_to_num(blocks * _inverse(scale), nan=0.0) + np.float32(8.5)
+    numbers = np.trunc(shifted.clip(0, 15)).astype(np.uint8)
+    halves = _to_half(scale, "Q4_0's scale").view(np.uint8)
+    return np.concatenate([halves, numbers[:, :16] | numbers[:, 16:] << 4], axis=1)
+
+
+_WRITERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "F32": _write_float32, "F16": _write_float16, "BF16": _write_bfloat16, "Q8_0": _write_q8_0, "Q4_0": _write_q4_0,
+}  # fmt: skip
+WRITABLE = tuple(_WRITERS)
+
 # By the number that GGUF gives them.
 TYPES = {
     0: BlockType("F32", 1, 4, _float32), 1: BlockType("F16", 1, 2, _float16), 2: BlockType("Q4_0", 32, 18, _q4_0),
@@ -169,3 +250,6 @@ TYPES = {
     13: BlockType("Q5_K", SUPER, 176, _q5_k), 14: BlockType("Q6_K", SUPER, 210, _q6_k),
     20: BlockType("IQ4_NL", 32, 18, _iq4_nl), 30: BlockType("BF16", 1, 2, _bfloat16),
 }  # fmt: skip
+# By name, and the number of a name.
+BY_NAME = {kind.name: kind for kind in TYPES.values()}
+NUMBERS = {kind.name: number for number, kind in TYPES.items()}

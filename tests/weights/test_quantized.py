@@ -4,7 +4,7 @@ made by hand always."""
 import numpy as np
 import pytest
 
-from fastmixer.weights.quantized import IQ4_VALUES, TYPES, dequantize
+from fastmixer.weights.quantized import BY_NAME, IQ4_VALUES, NUMBERS, TYPES, WRITABLE, dequantize, quantize
 
 QUANTIZED = [number for number, kind in TYPES.items() if kind.block > 1]
 
@@ -76,3 +76,68 @@ def test_super_blocks_by_hand():
     block[208:] = half(1)
     values = dequantize(np.frombuffer(bytes(block), np.uint8)[None], TYPES[14])[0]
     assert values[255] == 31 and values[254] == -32 and values[0] == -32
+
+
+def awkward_rows(rng):
+    """Rows of 64: ordinary, ties, zeros, one number, the largest twice with both signs, tiny, large."""
+    rows = rng.standard_normal((40, 64)).astype(np.float32)
+    rows[1] = 0
+    rows[2, :32] = np.arange(32) - 16
+    rows[3, :32] = np.repeat([127, 63.5, -63.5, 0.5], 8)
+    rows[4, 1:] = 0
+    rows[5, ::2], rows[5, 1::2] = 3, -3
+    rows[6] *= 1e-30
+    rows[7] *= 6e4
+    rows[8] *= 1e-7  # scales below float16's normal numbers
+    return rows
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_written_as_gguf_writes(name, rng):
+    gguf = pytest.importorskip("gguf")
+    rows = awkward_rows(rng) / (2 if name == "F16" else 1)
+    rows[7] /= 4 if name == "F16" else 1
+    expected = gguf.quants.quantize(rows, gguf.GGMLQuantizationType(NUMBERS[name]))
+    found = quantize(rows, BY_NAME[name])
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected.view(np.uint8))
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_what_is_written_is_near(name, rng):
+    rows = rng.standard_normal((5, 96)).astype(np.float32)
+    step = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q4_0": 1 / 7}[name]
+    found = dequantize(quantize(rows, BY_NAME[name]), BY_NAME[name])
+    largest = np.abs(rows.reshape(5, 3, 32)).max(axis=2).repeat(32, axis=1)
+    assert (np.abs(found - rows) <= step * largest).all()
+    again = quantize(found, BY_NAME[name])
+    if name != "Q4_0":  # whose scale turns its sign where 7 and not -8 is the largest
+        np.testing.assert_array_equal(dequantize(again, BY_NAME[name]), found)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+def test_numbers_below_every_scale_become_nothing(name):
+    rows = np.full((1, 32), 1e-39, np.float32)
+    np.testing.assert_array_equal(dequantize(quantize(rows, BY_NAME[name]), BY_NAME[name]), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "text"),
+    [
+        ("Q4_K", [0.0] * 256, r"quantize: type must be one of F32, F16, BF16, Q8_0, Q4_0; got Q4_K"),
+        ("Q8_0", [0.0] * 48, r"quantize: Q8_0 needs rows of a multiple of 32 numbers; got 48"),
+        ("Q4_0", [np.nan] * 32, r"quantize: values for Q4_0 must be finite; got nan or infinity"),
+        ("Q8_0", [np.inf] * 32, r"quantize: values for Q8_0 must be finite; got nan or infinity"),
+        ("F16", [7e4], r"quantize: F16 holds numbers up to 65504; got 70000"),
+        ("Q8_0", [1e9] * 32, r"quantize: Q8_0's scale holds numbers up to 65504; got 7.87402e\+06"),
+    ],
+)
+def test_what_cannot_be_written(name, row, text):
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        quantize(np.array([row], np.float32), BY_NAME[name])
+
+
+def test_nan_and_infinity_in_plain_numbers():
+    row = np.array([[np.nan, np.inf, -np.inf, 1]], np.float32)
+    for name in ("F32", "F16", "BF16"):
+        np.testing.assert_array_equal(dequantize(quantize(row, BY_NAME[name]), BY_NAME[name]), row)
