@@ -1,0 +1,270 @@
+# Attention of a step over paged keys and values. A task is a tile of one sequence's queries, all heads of one kv head,
+# against all its pages; where a sequence brings few queries (decoding), its pages are cut into chunks instead, each
+# gathered on its own and then joined in order. What a task computes depends on its own sequence only.
+
+cdef extern from "decoder/attend.h" nogil:
+    enum: PAGE_KEYS
+    enum: ATTEND_ROWS
+    enum: PAGES_FLOAT32
+    enum: PAGES_BFLOAT16
+    enum: PAGES_INT8
+    ctypedef struct Gathered:
+        float *blend
+        float *totals
+        float *largest
+        ptrdiff_t dim
+    void widen_page(const void *page, int type, ptrdiff_t rows, ptrdiff_t width, float *out, ptrdiff_t out_row)
+    void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const float *keys,
+                     const float *values, const float *key_scales, const float *value_scales, ptrdiff_t head_dim,
+                     float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
+    uint16_t bfloat16_of(float x)
+
+cdef enum:
+    TILE_QUERY_ROWS = 64  # queries times heads of a tile: they share the widening of a page
+    SPLIT_ROWS = 16  # so few rows are cut along their keys instead
+    CHUNK_PAGES = 4  # pages a chunk
+
+
+cdef struct AttendTask:
+    ptrdiff_t sequence, kv_head
+    ptrdiff_t first, count  # queries, counted from the sequence's first new token
+    ptrdiff_t first_page, end_page
+    ptrdiff_t slot  # of its partial result; -1: the result is whole
+
+
+cdef struct Join:
+    ptrdiff_t sequence, kv_head, first_slot, slots
+
+
+# ---- what there is to do, once a step for each group of layers ----
+
+cdef inline ptrdiff_t padded(ptrdiff_t width) noexcept nogil:
+    return (width + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
+
+
+cdef inline ptrdiff_t slot_floats(const Model *m) noexcept nogil:
+    """A partial result: for each row its blend, total and largest score."""
+    return SPLIT_ROWS * (padded(m.head_dim) + 2)
+
+
+cdef void plan_attention(const Model *m, const int64_t *starts, const int64_t *first_positions, ptrdiff_t sequences,
+                         ptrdiff_t window, AttendTask *tasks, ptrdiff_t *task_count, Join *joins, ptrdiff_t *join_count,
+                         ptrdiff_t *slot_count) noexcept nogil:
+    """The tasks, joins and slots of a group of layers; with tasks NULL they are only counted."""
+    cdef ptrdiff_t sequence, kv_head, queries, heads = m.heads // m.kv_heads, tile = max(1, TILE_QUERY_ROWS // heads)
+    cdef ptrdiff_t position, first_page, end_page, chunk, first, chunks
+    cdef AttendTask task
+    task_count[0], join_count[0], slot_count[0] = 0, 0, 0
+    for sequence in range(sequences):
+        queries, position = starts[sequence + 1] - starts[sequence], first_positions[sequence]
+        if queries == 0:
+            continue
+        for kv_head in range(m.kv_heads):
+            task.sequence, task.kv_head = sequence, kv_head
+            if queries * heads <= SPLIT_ROWS:
+                first_page = max(0, position - window + 1) // PAGE_KEYS if window else 0
+                end_page = (position + queries - 1) // PAGE_KEYS + 1
+                chunks = (end_page - 1) // CHUNK_PAGES - first_page // CHUNK_PAGES + 1
+                if chunks > 1:
+                    if tasks != NULL:
+                        joins[join_count[0]].sequence, joins[join_count[0]].kv_head = sequence, kv_head
+                        joins[join_count[0]].first_slot, joins[join_count[0]].slots = slot_count[0], chunks
+                    join_count[0] += 1
+                task.first, task.count = 0, queries
+                for chunk in range(first_page // CHUNK_PAGES, (end_page - 1) // CHUNK_PAGES + 1):
+                    task.first_page, task.end_page = max(first_page, chunk * CHUNK_PAGES), min(end_page, (chunk + 1) * CHUNK_PAGES)
+                    task.slot = -1
+                    if chunks > 1:
+                        task.slot = slot_count[0]
+                        slot_count[0] += 1
+                    if tasks != NULL:
+                        tasks[task_count[0]] = task
+                    task_count[0] += 1
+            else:
+                task.slot = -1
+                # the last tiles see the most keys: they go first
+                first = (queries - 1) // tile * tile
+                while first >= 0:
+                    task.first, task.count = first, min(tile, queries - first)
+                    task.first_page = max(0, position + first - window + 1) // PAGE_KEYS if window else 0
+                    task.end_page = (position + first + task.count - 1) // PAGE_KEYS + 1
+                    if tasks != NULL:
+                        tasks[task_count[0]] = task
+                    task_count[0] += 1
+                    first -= tile
+
+
+# ---- keys and values go into their pages ----
+
+cdef inline ptrdiff_t place_in_pages(const Step *s, const Layer *layer, ptrdiff_t page, ptrdiff_t kv_head) noexcept nogil:
+    """Which [layer, page, kv_head] this is."""
+    return (layer.index * s.pages[layer.group].pages + page) * s.model.kv_heads + kv_head
+
+
+cdef void remember_block(void *argument, ptrdiff_t task) noexcept nogil:
+    """For a block of tokens: q and k normed and turned, q scaled, k and v written into their pages."""
+    cdef Step *s = <Step *>argument
+    cdef const Model *m = s.model
+    cdef const Layer *layer = s.layer
+    cdef Pages *pages = &s.pages[layer.group]
+    cdef ptrdiff_t t, head, position, place, i
+    cdef float *q
+    cdef float *k
+    for t in range(task * ROWS_A_BLOCK, min(s.tokens, (task + 1) * ROWS_A_BLOCK)):
+        position = s.position_of[t]
+        for head in range(m.heads):
+            q = s.q + (t * m.heads + head) * m.head_dim
+            prepare_head(layer, &layer.q_norm, q, m.head_dim, position)
+            for i in range(m.head_dim):
+                q[i] *= m.attention_scale
+        for head in range(m.kv_heads):
+            k = s.k + (t * m.kv_heads + head) * m.head_dim
+            prepare_head(layer, &layer.k_norm, k, m.head_dim, position)
+            place = place_in_pages(s, layer, pages.tables[s.sequence_of[t] * pages.table_pages + position // PAGE_KEYS], head)
+            write_head(s, pages, place, position % PAGE_KEYS, k, s.v + (t * m.kv_heads + head) * m.head_dim)
+
+
+cdef inline void prepare_head(const Layer *layer, const Norm *norm, float *x, ptrdiff_t head_dim, ptrdiff_t position) noexcept nogil:
+    """One head's q or k: normed, then its first 2 half numbers turned by the position's angles."""
+    cdef const float *cos = layer.cos + position * layer.half
+    cdef const float *sin = layer.sin + position * layer.half
+    cdef ptrdiff_t i
+    cdef float first
+    if norm.present:
+        norm_row(norm, x, x, head_dim, False)
+    for i in range(layer.half):
+        first = x[i]
+        x[i] = first * cos[i] - x[layer.half + i] * sin[i]
+        x[layer.half + i] = x[layer.half + i] * cos[i] + first * sin[i]
+
+
+cdef inline float scale_to_int8(const float *x, ptrdiff_t count) noexcept nogil:
+    cdef float largest = 0
+    cdef ptrdiff_t i
+    for i in range(count):
+        largest = max(largest, fabsf(x[i]))
+    return largest / 127
+
+
+cdef inline void write_head(const Step *s, Pages *pages, ptrdiff_t place, ptrdiff_t slot, const float *k, const float *v) noexcept nogil:
+    cdef char *keys = pages.keys + place * s.page_bytes
+    cdef char *values = pages.values + place * s.page_bytes
+    cdef ptrdiff_t d, head_dim = s.model.head_dim
+    cdef float scale, inverse
+    if s.page_type == PAGES_FLOAT32:
+        for d in range(head_dim):
+            (<float *>keys)[d * PAGE_KEYS + slot] = k[d]
+            (<float *>values)[slot * head_dim + d] = v[d]
+    elif s.page_type == PAGES_BFLOAT16:
+        for d in range(head_dim):
+            (<uint16_t *>keys)[d * PAGE_KEYS + slot] = bfloat16_of(k[d])
+            (<uint16_t *>values)[slot * head_dim + d] = bfloat16_of(v[d])
+    else:
+        scale = scale_to_int8(k, head_dim)
+        inverse = 1 / scale if scale > 0 else 0
+        pages.key_scales[place * PAGE_KEYS + slot] = scale
+        for d in range(head_dim):
+            (<int8_t *>keys)[d * PAGE_KEYS + slot] = <int8_t>nearbyintf(k[d] * inverse)
+        scale = scale_to_int8(v, head_dim)
+        inverse = 1 / scale if scale > 0 else 0
+        pages.value_scales[place * PAGE_KEYS + slot] = scale
+        for d in range(head_dim):
+            (<int8_t *>values)[slot * head_dim + d] = <int8_t>nearbyintf(v[d] * inverse)
+
+
+# ---- queries meet pages ----
+
+cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
+    cdef Step *s = <Step *>argument
+    cdef const Model *m = s.model
+    cdef const Layer *layer = s.layer
+    cdef Pages *pages = &s.pages[layer.group]
+    cdef const AttendTask *task = &s.attend[layer.group][index]
+    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = padded(m.head_dim), rows = task.count * heads
+    cdef ptrdiff_t row, i, page, position, number, place, token = s.starts[task.sequence] + task.first
+    cdef Gathered g
+    cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + PAGE_KEYS * (m.head_dim + dim)))
+    cdef float *keys = queries + rows * dim
+    cdef float *values = keys + PAGE_KEYS * m.head_dim
+    cdef const float *page_keys
+    cdef const float *page_values
+    cdef const float *key_scales
+    cdef const float *value_scales
+    cdef ptrdiff_t first[ATTEND_ROWS]
+    cdef ptrdiff_t end[ATTEND_ROWS]
+    g.blend, g.dim = values + PAGE_KEYS * dim, dim
+    g.totals = g.blend + rows * dim
+    g.largest = g.totals + rows
+    if task.slot >= 0:  # the partial result is gathered where it will be joined
+        g.blend = s.partials + task.slot * slot_floats(m)
+        g.totals = g.blend + SPLIT_ROWS * dim
+        g.largest = g.totals + SPLIT_ROWS
+    for row in range(rows):
+        memcpy(queries + row * dim, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), sizeof(float) * m.head_dim)
+        memset(queries + row * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
+        g.totals[row], g.largest[row] = 0, -INFINITY
+    memset(g.blend, 0, sizeof(float) * rows * dim)
+
+    for page in range(task.first_page, task.end_page):
+        number = pages.tables[task.sequence * pages.table_pages + page]
+        if number < 0:
+            continue  # a window has passed it
+        place = place_in_pages(s, layer, number, task.kv_head)
+        if s.page_type == PAGES_FLOAT32 and dim == m.head_dim:
+            page_keys, page_values = <float *>(pages.keys + place * s.page_bytes), <float *>(pages.values + place * s.page_bytes)
+        else:
+            widen_page(pages.keys + place * s.page_bytes, s.page_type, m.head_dim, PAGE_KEYS, keys, PAGE_KEYS)
+            widen_page(pages.values + place * s.page_bytes, s.page_type, PAGE_KEYS, m.head_dim, values, dim)
+            page_keys, page_values = keys, values
+        key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
+        value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
+        row = 0
+        while row < rows:
+            for i in range(min(ATTEND_ROWS, rows - row)):
+                position = s.position_of[token + (row + i) // heads] - page * PAGE_KEYS
+                first[i] = max(0, position - layer.window + 1) if layer.window else 0
+                end[i] = max(0, min(PAGE_KEYS, position + 1))
+            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, page_keys, page_values, key_scales, value_scales,
+                        m.head_dim, m.attention_softcap, first, end)
+            row += ATTEND_ROWS
+
+    if task.slot < 0:
+        for row in range(rows):
+            finish_query(s, token + row // heads, task.kv_head * heads + row % heads, g.blend + row * dim, g.totals[row])
+
+
+cdef inline float *query_of(const Step *s, ptrdiff_t token, ptrdiff_t head, float *rows) noexcept nogil:
+    return rows + (token * s.model.heads + head) * s.model.head_dim
+
+
+cdef inline void finish_query(const Step *s, ptrdiff_t token, ptrdiff_t head, const float *blend, float total) noexcept nogil:
+    cdef float inverse = 1 / total
+    cdef float *out = query_of(s, token, head, s.attended)
+    cdef ptrdiff_t d
+    for d in range(s.model.head_dim):
+        out[d] = blend[d] * inverse
+
+
+cdef void join_block(void *argument, ptrdiff_t index) noexcept nogil:
+    """The chunks of one sequence and kv head, joined in order."""
+    cdef Step *s = <Step *>argument
+    cdef const Model *m = s.model
+    cdef const Join *join = &s.joins[s.layer.group][index]
+    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = padded(m.head_dim), token = s.starts[join.sequence], row, i, d
+    cdef ptrdiff_t rows = (s.starts[join.sequence + 1] - token) * heads
+    cdef float *first = s.partials + join.first_slot * slot_floats(m)
+    cdef float *part
+    cdef float largest, total, factor
+    cdef float blend[MAX_HEAD_DIM]
+    for row in range(rows):
+        largest, total = -INFINITY, 0
+        for i in range(join.slots):
+            largest = max(largest, (first + i * slot_floats(m) + SPLIT_ROWS * (dim + 1))[row])
+        memset(blend, 0, sizeof(float) * m.head_dim)
+        for i in range(join.slots):
+            part = first + i * slot_floats(m)
+            factor = expf((part + SPLIT_ROWS * (dim + 1))[row] - largest)
+            total += factor * (part + SPLIT_ROWS * dim)[row]
+            for d in range(m.head_dim):
+                blend[d] += factor * part[row * dim + d]
+        finish_query(s, token + row // heads, join.kv_head * heads + row % heads, blend, total)

@@ -1,0 +1,80 @@
+# A DecoderSpec (spec.py) as native code sees it: pointers into its arrays, which the Decoder object keeps alive.
+
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+
+
+cdef struct Norm:
+    bint present, layernorm
+    const float *weight
+    const float *bias  # NULL: none
+    float epsilon
+
+
+cdef struct Linear:
+    Matrix weight
+    const float *bias  # NULL: none
+
+
+cdef struct Layer:
+    Norm attention_norm, q_norm, k_norm, attention_post_norm, feedforward_norm, feedforward_post_norm
+    Linear q, k, v, output, gate, up, down
+    bint gated
+    ptrdiff_t window  # 0: none
+    const float *cos  # [context, half] or NULL
+    const float *sin
+    ptrdiff_t half  # numbers of a head that turn, halved
+    ptrdiff_t group, index
+
+
+cdef struct Model:
+    ptrdiff_t dim, heads, kv_heads, head_dim, hidden, vocab, layers
+    int activation
+    float attention_scale, attention_softcap, logit_softcap, embedding_scale
+    Matrix embedding
+    const float *positions  # [context, dim] or NULL
+    Norm final_norm
+    Linear head
+    Layer *layer
+
+
+cdef const float *vector_of(array) except? NULL:
+    cdef const float[::1] view = array
+    return &view[0]
+
+
+cdef const float *table_of(array) except? NULL:
+    cdef const float[:, ::1] view = array
+    return &view[0, 0]
+
+
+cdef Norm norm_of(norm) except *:
+    cdef Norm n
+    memset(&n, 0, sizeof(n))
+    if norm is not None:
+        n.present, n.layernorm, n.epsilon = True, norm.kind == "layernorm", norm.epsilon
+        n.weight = vector_of(norm.weight)
+        n.bias = vector_of(norm.bias) if norm.bias is not None else NULL
+    return n
+
+
+cdef Linear linear_of(linear) except *:
+    cdef Linear l
+    memset(&l, 0, sizeof(l))
+    if linear is not None:
+        l.weight = matrix_of(linear.weight)
+        l.bias = vector_of(linear.bias) if linear.bias is not None else NULL
+    return l
+
+
+cdef Layer layer_of(layer) except *:
+    cdef Layer l
+    memset(&l, 0, sizeof(l))
+    l.attention_norm, l.q_norm, l.k_norm = norm_of(layer.attention_norm), norm_of(layer.q_norm), norm_of(layer.k_norm)
+    l.attention_post_norm, l.feedforward_norm = norm_of(layer.attention_post_norm), norm_of(layer.feedforward_norm)
+    l.feedforward_post_norm = norm_of(layer.feedforward_post_norm)
+    l.q, l.k, l.v, l.output = linear_of(layer.q), linear_of(layer.k), linear_of(layer.v), linear_of(layer.output)
+    l.gate, l.up, l.down = linear_of(layer.gate), linear_of(layer.up), linear_of(layer.down)
+    l.gated, l.window, l.group, l.index = layer.gate is not None, layer.window, layer.group, layer.index
+    if layer.cos is not None:
+        l.cos, l.sin, l.half = table_of(layer.cos), table_of(layer.sin), layer.cos.shape[1]
+    return l

@@ -1,0 +1,192 @@
+"""A whole decoder in Cython: one call takes tokens of any number of sequences through all layers, without the GIL.
+
+model.pxi: the weights as structs; step.pxi: buffers, norms, linear maps; attention.pxi: paged keys and values.
+Shapes and meaning: reference.py, spec.py, pages.py. Keys lie transposed within a page here. Knows nothing of sampling.
+"""
+
+include "vec.pxi"
+include "matmul/gemm.pxi"
+include "matmul/linear.pxi"
+include "bfloat16.pxi"
+include "packed/packed.pxi"
+include "packed/rows.pxi"
+include "packed/matrix.pxi"
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport INFINITY, expf, fabsf, nearbyintf, sqrtf, tanhf
+
+from fastmixer.kernels.activations import ACTIVATIONS
+
+cdef extern from *:
+    """
+    /* The first n lanes of x, zeros behind them. */
+    static inline vf vf_only_first(vf x, ptrdiff_t n) { return vf_select(vi_lanes() < (int32_t)n, x, vf_zero()); }
+    """
+    vf vf_only_first(vf x, ptrdiff_t n) nogil
+
+cdef enum:
+    MAX_HEAD_DIM = 512
+
+include "decoder/model.pxi"
+include "decoder/attention.pxi"
+include "decoder/step.pxi"
+
+PAGE_TYPES = {"float32": PAGES_FLOAT32, "bfloat16": PAGES_BFLOAT16, "int8": PAGES_INT8}
+
+
+cdef class Decoder:
+    """The layers of a DecoderSpec. One object may be called from several threads."""
+
+    cdef readonly object spec
+    cdef Model model
+
+    def __cinit__(self, spec):
+        self.model.layer = <Layer *>PyMem_Calloc(len(spec.layers), sizeof(Layer))
+        if self.model.layer == NULL:
+            raise MemoryError
+
+    def __init__(self, spec):
+        cdef Model *m = &self.model
+        cdef ptrdiff_t i
+        if spec.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"decoder: head_dim must be at most {MAX_HEAD_DIM}; got {spec.head_dim}")
+        self.spec = spec
+        m.dim, m.heads, m.kv_heads, m.head_dim = spec.dim, spec.heads, spec.kv_heads, spec.head_dim
+        m.hidden, m.vocab, m.layers = spec.hidden, spec.vocab, len(spec.layers)
+        m.activation = ACTIVATIONS[spec.activation]
+        m.attention_scale, m.attention_softcap = spec.attention_scale, spec.attention_softcap
+        m.logit_softcap, m.embedding_scale = spec.logit_softcap, spec.embedding_scale
+        m.embedding, m.head = matrix_of(spec.embedding), linear_of(spec.head)
+        m.positions = table_of(spec.positions) if spec.positions is not None else NULL
+        m.final_norm = norm_of(spec.final_norm)
+        for i in range(m.layers):
+            m.layer[i] = layer_of(spec.layers[i])
+
+    def __dealloc__(self):
+        PyMem_Free(self.model.layer)
+
+    def forward(self, const int64_t[::1] ids, const int64_t[::1] starts, const int64_t[::1] first_positions, pages,
+                const int32_t[:, :, ::1] tables, const int64_t[::1] wanted, float[:, ::1] logits, float[:, ::1] hidden):
+        """logits [wanted, vocab] (and hidden [wanted, dim]) of the wanted tokens, both may be None; keys and values of all
+        tokens go into pages. Shapes: reference.py."""
+        cdef Step s
+        cdef ptrdiff_t group
+        if ids.shape[0] == 0:
+            return
+        memset(&s, 0, sizeof(s))
+        s.model, s.tokens, s.sequences = &self.model, ids.shape[0], starts.shape[0] - 1
+        s.ids, s.starts, s.first_positions = &ids[0], &starts[0], &first_positions[0]
+        s.page_type = PAGE_TYPES[pages.dtype]
+        for group in range(tables.shape[0]):
+            set_pages(&s, group, pages)
+            s.pages[group].tables, s.pages[group].table_pages = &tables[group, 0, 0], tables.shape[2]
+        with nogil:
+            run(&s, &wanted[0] if wanted.shape[0] else NULL, wanted.shape[0],
+                &logits[0, 0] if logits is not None and wanted.shape[0] else NULL,
+                &hidden[0, 0] if hidden is not None and wanted.shape[0] else NULL)
+
+
+cdef int set_pages(Step *s, ptrdiff_t group, pages) except -1:
+    cdef size_t keys = pages.keys[group].ctypes.data, values = pages.values[group].ctypes.data
+    s.pages[group].keys, s.pages[group].values = <char *>keys, <char *>values
+    s.pages[group].pages = pages.keys[group].shape[1]
+    s.page_bytes = pages.keys[group].itemsize * PAGE_KEYS * s.model.head_dim
+    if s.page_type == PAGES_INT8:
+        keys, values = pages.key_scales[group].ctypes.data, pages.value_scales[group].ctypes.data
+        s.pages[group].key_scales, s.pages[group].value_scales = <float *>keys, <float *>values
+    return 0
+
+
+cdef int run(Step *s, const int64_t *wanted, ptrdiff_t wanted_count, float *logits, float *hidden) except -1 nogil:
+    """The data's flow: embedding, layers, norm, head."""
+    cdef const Model *m = s.model
+    cdef ptrdiff_t i
+    prepare(s, wanted_count)
+    pool_run(embed_block, s, blocks_of(s.tokens))
+    for i in range(m.layers):
+        s.layer = &m.layer[i]
+        run_layer(s, s.layer)
+        if s.tokens > ROWS_A_BLOCK:  # a long step: Ctrl-C is noticed between layers
+            with gil:
+                PyErr_CheckSignals()
+    if wanted_count:
+        run_head(s, wanted, wanted_count, logits, hidden)
+    return 0
+
+
+cdef inline ptrdiff_t blocks_of(ptrdiff_t rows) noexcept nogil:
+    return (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK
+
+
+cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
+    """All of the step's memory, in one piece, and attention's tasks."""
+    cdef const Model *m = s.model
+    cdef ptrdiff_t windows[MAX_GROUPS]
+    cdef ptrdiff_t slots, most_slots = 0, rows = max(s.tokens, wanted_count), bytes, group, i
+    cdef char *memory
+    bytes = buffer_bytes(m, rows)
+    for i in range(m.layers):
+        windows[m.layer[i].group] = m.layer[i].window
+    for group in range(MAX_GROUPS):
+        if s.pages[group].keys == NULL:
+            continue
+        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], NULL, &s.attend_tasks[group], NULL,
+                       &s.join_count[group], &slots)
+        bytes += s.attend_tasks[group] * sizeof(AttendTask) + s.join_count[group] * sizeof(Join) + 128
+        most_slots = max(most_slots, slots)
+    memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(m)))
+    carve_buffers(s, &memory)
+    s.partials = take_floats(&memory, most_slots * slot_floats(m))
+    for group in range(MAX_GROUPS):
+        if s.pages[group].keys == NULL:
+            continue
+        s.attend[group] = <AttendTask *>take_floats(&memory, s.attend_tasks[group] * sizeof(AttendTask) // sizeof(float))
+        s.joins[group] = <Join *>take_floats(&memory, s.join_count[group] * sizeof(Join) // sizeof(float))
+        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], s.attend[group], &s.attend_tasks[group],
+                       s.joins[group], &s.join_count[group], &slots)
+    return 0
+
+
+cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
+    cdef const Model *m = s.model
+    cdef const Linear *maps[3]
+    cdef float *outs[3]
+    # attention: what this layer reads from other tokens
+    normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False)
+    maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
+    outs[0], outs[1], outs[2] = s.q, s.k, s.v
+    project(s, s.normed, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0)
+    pool_run(remember_block, s, blocks_of(s.tokens))
+    pool_run(attend_block, s, s.attend_tasks[layer.group])
+    if s.join_count[layer.group]:
+        pool_run(join_block, s, s.join_count[layer.group])
+    maps[0], outs[0] = &layer.output, s.normed if layer.attention_post_norm.present else s.x
+    project(s, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
+            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0)
+    if layer.attention_post_norm.present:
+        normalize(&layer.attention_post_norm, s.normed, s.x, s.tokens, m.dim, True)
+    # feedforward: what it makes of it, each token alone
+    normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
+    if layer.feedforward_post_norm.present:
+        feed_forward(s, layer, s.normed, LINEAR_STORE)
+        return normalize(&layer.feedforward_post_norm, s.normed, s.x, s.tokens, m.dim, True)
+    return feed_forward(s, layer, s.x, LINEAR_ADD)
+
+
+cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits, float *hidden) except -1 nogil:
+    cdef const Model *m = s.model
+    cdef const Linear *maps[1]
+    cdef float *outs[1]
+    cdef ptrdiff_t i
+    for i in range(count):
+        norm_row(&m.final_norm, s.x + wanted[i] * m.dim, s.normed + i * m.dim, m.dim, False)
+    if hidden != NULL:
+        memcpy(hidden, s.normed, sizeof(float) * count * m.dim)
+    if logits == NULL:
+        return 0
+    maps[0], outs[0] = &m.head, logits
+    project(s, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0)
+    if m.logit_softcap > 0:
+        for i in range(count * m.vocab):
+            logits[i] = m.logit_softcap * tanhf(logits[i] / m.logit_softcap)
+    return 0

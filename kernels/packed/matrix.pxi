@@ -1,0 +1,51 @@
+# A PackedWeight (kernels/packed/__init__.py) as native code sees it. The Python object must outlive the Matrix.
+
+cdef extern from "packed/pack.h" nogil:
+    void unpack_row(const PackedMatrix *w, ptrdiff_t output, float *out)
+
+
+cdef struct Matrix:
+    PackedMatrix packed  # 4 and 8 bits
+    const float *rows  # float32 [outputs, width], or pairs of bfloat16 [outputs, width / 2]; NULL: packed
+    bint bfloat16
+    ptrdiff_t outputs, inputs, width
+
+
+cdef Matrix matrix_of(weight) except *:
+    cdef Matrix m
+    cdef const uint8_t[::1] data
+    cdef const int64_t[::1] layout
+    cdef const float[:, ::1] floats
+    cdef const uint16_t[:, ::1] halves
+    memset(&m, 0, sizeof(m))
+    m.outputs, m.inputs = weight.outputs, weight.inputs
+    if weight.kind == "float32":
+        floats = weight.arrays["rows"]
+        m.rows, m.width = &floats[0, 0], floats.shape[1]
+    elif weight.kind == "bfloat16":
+        halves = weight.arrays["rows"]
+        m.rows, m.bfloat16, m.width = <const float *>&halves[0, 0], True, halves.shape[1]
+    else:
+        data, layout = weight.arrays["data"], weight.arrays["layout"]
+        m.packed.data = &data[0]
+        m.packed.outputs, m.packed.inputs = m.outputs, m.inputs
+        m.packed.pairs = (m.inputs + PAIR - 1) // PAIR
+        m.packed.bits, m.packed.half, m.packed.minimum = layout[0], layout[1], layout[2]
+        m.packed.panel_bytes = m.packed.pairs * packed_pair_bytes(m.packed.bits, m.packed.half, m.packed.minimum)
+    return m
+
+
+cdef inline void matrix_row(const Matrix *m, ptrdiff_t row, float *out) noexcept nogil:
+    """out [inputs] = the values of one output's weights."""
+    cdef const uint16_t *halves
+    cdef uint32_t bits
+    cdef ptrdiff_t i
+    if m.rows == NULL:
+        unpack_row(&m.packed, row, out)
+    elif m.bfloat16:
+        halves = <const uint16_t *>m.rows + row * m.width
+        for i in range(m.inputs):
+            bits = <uint32_t>halves[i] << 16
+            memcpy(out + i, &bits, sizeof(float))
+    else:
+        memcpy(out, m.rows + row * m.width, sizeof(float) * m.inputs)

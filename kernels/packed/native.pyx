@@ -1,0 +1,147 @@
+"""Linear maps over weights of 4 and 8 bits, bfloat16 or float32, in Cython. Shapes and meaning: reference.py.
+
+4 and 8 bits: panels of VF_WIDTH columns (tile.h, pack.h, packed.pxi). bfloat16 and float32 stay rows, as they lie in a
+file, and go through the GEMM of kernels/matmul (rows.pxi). Knows nothing of models.
+"""
+
+include "vec.pxi"
+include "matmul/gemm.pxi"
+include "matmul/linear.pxi"
+include "bfloat16.pxi"
+include "packed/packed.pxi"
+include "packed/rows.pxi"
+include "packed/matrix.pxi"
+
+import numpy as np
+
+from fastmixer.kernels.packed import PackedWeight
+from fastmixer.kernels.packed.formats import TYPES, dequantize
+
+cdef extern from "packed/pack.h" nogil:
+    enum: HALF_SCALES
+    enum: FROM_FLOAT
+    void pack_panel_of_blocks(const PackedMatrix *w, uint8_t *data, ptrdiff_t panel, int origin, const uint8_t *raw,
+                              ptrdiff_t row_bytes)
+
+BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
+# Formats whose blocks are packed with their values: name -> number in pack.h, those with a minimum in 8 bits, and kinds.
+ORIGINS = {"Q4_0": 0, "Q4_1": 1, "Q4_K": 2, "Q5_0": 3, "Q5_1": 4, "Q8_0": 5, "IQ4_NL": 6}
+EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": ("Q5_0", "Q5_1", "Q8_0", "IQ4_NL")}
+FLOAT_PANELS = 64  # panels' worth of rows that are widened to floats at once when a format is rounded
+
+
+cdef struct PackTask:
+    PackedMatrix w
+    uint8_t *data
+    const uint8_t *raw
+    ptrdiff_t row_bytes, first_panel
+    int origin
+
+
+def pack_weight(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kind):
+    """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind."""
+    if kind in ("int4", "int8"):
+        return _pack_panels(raw, type_name, outputs, inputs, kind)
+    if kind == "bfloat16":
+        if type_name == "BF16" and inputs % 2 == 0:
+            rows = raw.view(np.uint16)
+        else:
+            rows = _rounded(dequantize(raw, BY_NAME[type_name]), inputs + inputs % 2)
+    elif type_name == "F32":
+        rows = raw.view(np.float32)
+    else:
+        rows = dequantize(raw, BY_NAME[type_name])
+    return PackedWeight(kind, outputs, inputs, {"rows": rows})
+
+
+def _rounded(values, ptrdiff_t width):
+    """uint16 [outputs, width], values in bfloat16: to nearest, ties to even; zeros behind the last."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rows = np.zeros((len(values), width), np.uint16)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rows[:, : values.shape[1]] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
+    return rows
+
+
+def _pack_panels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kind):
+    cdef PackTask p
+    cdef uint8_t[::1] data_view
+    cdef const uint8_t[:, ::1] raw_view
+    cdef ptrdiff_t panels = (outputs + VF_WIDTH - 1) // VF_WIDTH, panel, count
+    exact = type_name in EXACT[kind]
+    p.w.bits = 4 if kind == "int4" else 8
+    p.w.half = exact and type_name != "Q4_K" and HALF_SCALES
+    p.w.minimum = kind == "int4" or type_name == "Q5_1"
+    p.w.outputs, p.w.inputs, p.w.pairs = outputs, inputs, (inputs + PAIR - 1) // PAIR
+    p.w.panel_bytes = p.w.pairs * packed_pair_bytes(p.w.bits, p.w.half, p.w.minimum)
+    data = _aligned(panels * p.w.panel_bytes)
+    data_view = data
+    p.data = &data_view[0]
+    p.w.data = p.data
+    p.origin = ORIGINS[type_name] if exact else FROM_FLOAT
+    panel = 0
+    while panel < panels:
+        count = panels if exact else min(FLOAT_PANELS, panels - panel)
+        blocks = raw[panel * VF_WIDTH : (panel + count) * VF_WIDTH]
+        if not exact:  # FROM_FLOAT: read as bytes all the same
+            blocks = np.ascontiguousarray(dequantize(blocks, BY_NAME[type_name])).view(np.uint8)
+        raw_view = np.ascontiguousarray(blocks)
+        p.row_bytes, p.first_panel = raw_view.shape[1], panel
+        # the task counts outputs from the weight's first row, which would lie here
+        p.raw = &raw_view[0, 0] - panel * VF_WIDTH * p.row_bytes
+        with nogil:
+            pool_run(pack_block, &p, count)
+        panel += count
+    layout = np.array([p.w.bits, p.w.half, p.w.minimum], np.int64)
+    return PackedWeight(kind, outputs, inputs, {"data": data, "layout": layout})
+
+
+cdef void pack_block(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef PackTask *p = <PackTask *>argument
+    pack_panel_of_blocks(&p.w, p.data, p.first_panel + task, p.origin, p.raw, p.row_bytes)
+
+
+def _aligned(ptrdiff_t size):
+    """uint8 [size] at a multiple of 64 bytes."""
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size]
+
+
+def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias."""
+    cdef Matrix matrix = matrix_of(weight)
+    cdef LinearTask op
+    cdef RowsTask rows
+    cdef QuantizedRows quantized
+    if x.shape[0] == 0:
+        return
+    memset(&op, 0, sizeof(op))
+    memset(&rows, 0, sizeof(rows))
+    if matrix.rows == NULL:
+        with nogil:
+            quantized = carve_quantized(
+                pool_shared(quantized_bytes(x.shape[0], matrix.packed.pairs)), x.shape[0], matrix.packed.inputs
+            )
+            quantize_rows(&x[0, 0], x.shape[1], x.shape[0], x.shape[1], &quantized)
+            op.parts[0].weight, op.parts[0].bias = matrix.packed, &bias[0] if bias is not None else NULL
+            op.parts[0].out, op.parts[0].out_row = &out[0, 0], out.shape[1]
+            op.count, op.x, op.tokens = 1, quantized, x.shape[0]
+            packed_linears(&op)
+    elif not matrix.bfloat16 or matrix.width == x.shape[1]:
+        rows.x, rows.weight, rows.bfloat16 = &x[0, 0], matrix.rows, matrix.bfloat16
+        rows.bias, rows.out = &bias[0] if bias is not None else NULL, &out[0, 0]
+        rows.tokens, rows.inputs, rows.outputs = x.shape[0], x.shape[1], out.shape[1]
+        with nogil:
+            rows.pairs = <float *>pool_shared(sizeof(float) * (x.shape[0] * x.shape[1] // 2 + 1))
+            linear_rows(&rows)
+    else:  # an odd number of inputs: pairs end with a zero
+        packed_linear(np.pad(np.asarray(x), ((0, 0), (0, 1))), PackedWeight("bfloat16", weight.outputs, matrix.width, weight.arrays), bias, out)
+
+
+def packed_rows(weight, const int64_t[::1] ids, float[:, ::1] out):
+    """out [tokens, inputs] = the weights of outputs `ids`: an embedding's rows."""
+    cdef Matrix matrix = matrix_of(weight)
+    cdef ptrdiff_t t
+    for t in range(ids.shape[0]):
+        matrix_row(&matrix, ids[t], &out[t, 0])

@@ -1,0 +1,210 @@
+# Linear maps over packed weights for native modules: include "vec.pxi" first, then "packed/packed.pxi".
+#
+#   quantize_rows(x, row, tokens, columns, &rows)        activations to 8 bits, inline or as one region
+#   packed_linears(&task)                                one parallel region over the panels of up to three weights
+#
+# A task owns columns of out for all rows; a column's sum takes the same steps whatever the number of rows or threads.
+
+from libc.stdint cimport int8_t, uint8_t, uint16_t
+from libc.string cimport memcpy
+
+cdef extern from "activations.h" nogil:
+    vf vf_activate(vf x, int activation)
+
+cdef extern from "packed/tile.h" nogil:
+    enum: PAIR
+    enum: FEW
+    enum: ROWS_TILE
+    enum: PANELS_TILE
+    ctypedef struct PackedMatrix:
+        const uint8_t *data
+        ptrdiff_t outputs, inputs, pairs, panel_bytes
+        int bits, half, minimum
+    ctypedef struct QuantizedRows:
+        int8_t *numbers
+        float *scales
+        int32_t *sums
+        float *scaled_sums
+        ptrdiff_t pairs
+    ctypedef struct OpenPanel:
+        const uint8_t *numbers
+    ptrdiff_t packed_pair_bytes(int bits, int half, int minimum)
+    int packed_offset(int bits, int minimum)
+    void quantize_row(const float *x, ptrdiff_t columns, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *sums,
+                      float *scaled_sums)
+    ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
+    OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch)
+    void open_tile_of(ptrdiff_t rows, const OpenPanel *open, const QuantizedRows *x, ptrdiff_t row, int offset, float *sums)
+    void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, ptrdiff_t row, float *sums)
+
+cdef enum:
+    QUANTIZE_ROWS = 8  # rows a task of rounding: up to so many the caller does alone
+    MAX_PARTS = 3
+    FEW_BYTES = 24576  # of weights a task when rows are few: enough to hide the handing out
+    MANY_PANELS = 2  # panels a task when rows are many (a multiple of PANELS_TILE)
+
+# What becomes of a sum plus bias.
+cdef enum:
+    LINEAR_STORE = 0
+    LINEAR_ADD = 1  # out += it: a residual
+    LINEAR_ACTIVATE = 2  # out = act(it)
+    LINEAR_GATE = 3  # part 0's out = act(part 0's) * part 1's
+
+
+cdef inline ptrdiff_t panels_of(const PackedMatrix *w) noexcept nogil:
+    return (w.outputs + VF_WIDTH - 1) // VF_WIDTH
+
+
+# ---- activations ----
+
+cdef struct QuantizeTask:
+    const float *x
+    ptrdiff_t row, tokens, columns
+    QuantizedRows rows
+
+
+cdef inline ptrdiff_t quantized_bytes(ptrdiff_t tokens, ptrdiff_t pairs) noexcept nogil:
+    """Of the arrays of QuantizedRows, one after another."""
+    return tokens * pairs * (PAIR + 2 * 12)
+
+
+cdef inline QuantizedRows carve_quantized(void *memory, ptrdiff_t tokens, ptrdiff_t columns) noexcept nogil:
+    cdef QuantizedRows rows
+    cdef ptrdiff_t blocks
+    rows.pairs = (columns + PAIR - 1) // PAIR
+    blocks = tokens * 2 * rows.pairs
+    rows.numbers = <int8_t *>memory
+    rows.scales = <float *>(rows.numbers + tokens * rows.pairs * PAIR)
+    rows.sums = <int32_t *>(rows.scales + blocks)
+    rows.scaled_sums = <float *>(rows.sums + blocks)
+    return rows
+
+
+cdef void quantize_block(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef QuantizeTask *q = <QuantizeTask *>argument
+    cdef ptrdiff_t t, blocks = 2 * q.rows.pairs
+    for t in range(task * QUANTIZE_ROWS, min(q.tokens, (task + 1) * QUANTIZE_ROWS)):
+        quantize_row(
+            q.x + t * q.row, q.columns, q.rows.pairs, q.rows.numbers + t * q.rows.pairs * PAIR, q.rows.scales + t * blocks,
+            q.rows.sums + t * blocks, q.rows.scaled_sums + t * blocks,
+        )
+
+
+cdef inline int quantize_rows(const float *x, ptrdiff_t row, ptrdiff_t tokens, ptrdiff_t columns,
+                              const QuantizedRows *rows) except -1 nogil:
+    """rows = x [tokens, columns], `row` floats apart, in 8 bits."""
+    cdef QuantizeTask q
+    q.x, q.row, q.tokens, q.columns, q.rows = x, row, tokens, columns, rows[0]
+    return pool_run(quantize_block, &q, (tokens + QUANTIZE_ROWS - 1) // QUANTIZE_ROWS)
+
+
+# ---- the products ----
+
+cdef struct LinearPart:
+    PackedMatrix weight
+    const float *bias  # [outputs] or NULL
+    float *out  # [tokens, outputs], rows out_row apart
+    ptrdiff_t out_row
+
+
+cdef struct LinearTask:
+    LinearPart parts[MAX_PARTS]
+    int count, mode, activation
+    QuantizedRows x
+    ptrdiff_t tokens
+    # set by packed_linears
+    ptrdiff_t panels_a_task[MAX_PARTS]
+    ptrdiff_t last_task[MAX_PARTS]
+
+
+cdef int packed_linears(LinearTask *op) except -1 nogil:
+    """out = x W^T + bias of every part, through op.mode; all parts read the same x."""
+    cdef ptrdiff_t tasks = 0, panels, i
+    if op.tokens == 0:
+        return 0
+    for i in range(1 if op.mode == LINEAR_GATE else op.count):
+        panels = panels_of(&op.parts[i].weight)
+        op.panels_a_task[i] = MANY_PANELS
+        if op.tokens <= FEW:
+            op.panels_a_task[i] = max(1, FEW_BYTES // op.parts[i].weight.panel_bytes)
+        tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
+        op.last_task[i] = tasks
+    return pool_run(linear_block, op, tasks)
+
+
+cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
+    """A few panels of one part (of both, where one gates the other)."""
+    cdef LinearTask *op = <LinearTask *>argument
+    cdef ptrdiff_t i = 0, first, stop
+    while task >= op.last_task[i]:
+        i += 1
+    first = (task - (op.last_task[i - 1] if i > 0 else 0)) * op.panels_a_task[i]
+    stop = min(panels_of(&op.parts[i].weight), first + op.panels_a_task[i])
+    if op.tokens <= FEW:
+        few_rows(op, i, first, stop)
+    else:
+        many_rows(op, i, first, stop)
+
+
+cdef void few_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
+    cdef float sums[FEW * VF_WIDTH]
+    cdef float gated[FEW * VF_WIDTH]
+    cdef ptrdiff_t panel, t
+    for panel in range(first, stop):
+        panel_dots(op.tokens, &op.parts[i].weight, panel, &op.x, 0, sums)
+        if op.mode == LINEAR_GATE:
+            panel_dots(op.tokens, &op.parts[1].weight, panel, &op.x, 0, gated)
+        for t in range(op.tokens):
+            finish_columns(op, i, t, panel, sums + t * VF_WIDTH, gated + t * VF_WIDTH)
+
+
+cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
+    cdef float sums[ROWS_TILE * PANELS_TILE * VF_WIDTH]
+    cdef float gated[ROWS_TILE * PANELS_TILE * VF_WIDTH]
+    cdef OpenPanel open[2 * PANELS_TILE]
+    cdef const PackedMatrix *w = &op.parts[i].weight
+    cdef const PackedMatrix *up = &op.parts[1].weight
+    cdef ptrdiff_t bytes = open_panel_bytes(op.x.pairs), panel = first, panels, p, t, row, rows
+    cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * PANELS_TILE * bytes)
+    while panel < stop:
+        panels = min(PANELS_TILE, stop - panel)
+        for p in range(PANELS_TILE):
+            # past the end the last panel again: computed, never stored
+            open[p] = open_panel(w, panel + p, scratch + p * bytes) if p < panels else open[p - 1]
+            if op.mode == LINEAR_GATE:
+                open[PANELS_TILE + p] = (
+                    open_panel(up, panel + p, scratch + (PANELS_TILE + p) * bytes) if p < panels else open[PANELS_TILE + p - 1]
+                )
+        row = 0
+        while row < op.tokens:
+            rows = min(ROWS_TILE, op.tokens - row)
+            open_tile_of(rows, open, &op.x, row, packed_offset(w.bits, w.minimum), sums)
+            if op.mode == LINEAR_GATE:
+                open_tile_of(rows, open + PANELS_TILE, &op.x, row, packed_offset(up.bits, up.minimum), gated)
+            for t in range(rows):
+                for p in range(panels):
+                    finish_columns(op, i, row + t, panel + p, sums + (t * PANELS_TILE + p) * VF_WIDTH,
+                                   gated + (t * PANELS_TILE + p) * VF_WIDTH)
+            row += rows
+        panel += panels
+
+
+cdef inline void finish_columns(LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel, const float *sums,
+                                const float *gated) noexcept nogil:
+    """Bias, and what op.mode says, for a row's sums of one panel."""
+    cdef LinearPart *part = &op.parts[i]
+    cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column
+    cdef float *out = part.out + row * part.out_row + column
+    cdef vf value = vf_load(sums), other
+    if part.bias != NULL:
+        value = vf_add(value, load_part(part.bias + column, lanes))
+    if op.mode == LINEAR_ADD:
+        value = vf_add(load_part(out, lanes), value)
+    elif op.mode == LINEAR_ACTIVATE:
+        value = vf_activate(value, op.activation)
+    elif op.mode == LINEAR_GATE:
+        other = vf_load(gated)
+        if op.parts[1].bias != NULL:
+            other = vf_add(other, load_part(op.parts[1].bias + column, lanes))
+        value = vf_mul(vf_activate(value, op.activation), other)
+    store_part(out, value, lanes)

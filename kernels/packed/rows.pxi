@@ -1,0 +1,90 @@
+# Linear maps over weights that lie as rows, float32 or pairs of bfloat16: include after packed.pxi, matmul/gemm.pxi and
+# matmul/linear.pxi and bfloat16.pxi.
+#
+#   linear_rows(&task)        out [tokens, outputs] = x W^T + bias through task.mode (all but LINEAR_GATE)
+
+cdef extern from "packed/rows.h" nogil:
+    enum: DOT_COLUMNS
+    void dot_pairs_of(ptrdiff_t rows, const float *x, const float *weight, ptrdiff_t half, float *sums, ptrdiff_t sums_row)
+
+cdef extern from "bfloat16.h" nogil:
+    vf bf16_dot(vf sum, vf a, vf b)
+
+cdef enum:
+    ROWS_A_TASK = 64  # outputs a task when rows of x are few (a multiple of VF_WIDTH)
+
+
+cdef struct RowsTask:
+    const float *x  # [tokens, inputs]
+    float *pairs  # scratch [tokens, inputs / 2] for x in bfloat16; not needed for float32
+    const float *weight  # float32 [outputs, inputs], or pairs [outputs, inputs / 2]
+    bint bfloat16
+    const float *bias
+    float *out  # [tokens, outputs]
+    ptrdiff_t tokens, inputs, outputs
+    int mode, activation
+
+
+cdef int linear_rows(RowsTask *op) except -1 nogil:
+    cdef GemmTask g
+    cdef ptrdiff_t depth = op.inputs // 2 if op.bfloat16 else op.inputs
+    cdef const float *x = op.x
+    if op.bfloat16:
+        make_pairs(op.x, op.inputs, op.tokens, op.inputs, op.pairs, NULL)
+        x = op.pairs
+        if op.tokens <= FEW:
+            return pool_run(few_rows_of_pairs, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
+    g = linear_task(
+        x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out, op.tokens, depth, op.outputs
+    )
+    g.accumulate, g.pairs = op.mode == LINEAR_ADD, op.bfloat16
+    return gemm(&g)
+
+
+cdef void few_rows_of_pairs(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef RowsTask *op = <RowsTask *>argument
+    cdef float sums[FEW * VF_WIDTH]
+    cdef float spare[FEW * DOT_COLUMNS]
+    cdef ptrdiff_t half = op.inputs // 2, column = task * ROWS_A_TASK, stop = min(op.outputs, (task + 1) * ROWS_A_TASK)
+    cdef ptrdiff_t j, t, i, columns
+    while column < stop:
+        columns = min(VF_WIDTH, stop - column)
+        j = 0
+        while j + DOT_COLUMNS <= columns:
+            dot_pairs_of(op.tokens, op.pairs, op.weight + (column + j) * half, half, sums + j, VF_WIDTH)
+            j += DOT_COLUMNS
+        if j < columns:  # the last columns again, from as far back as a whole step needs; fewer outputs than that: one by one
+            if op.outputs >= DOT_COLUMNS:
+                dot_pairs_of(op.tokens, op.pairs, op.weight + (column + columns - DOT_COLUMNS) * half, half, spare, DOT_COLUMNS)
+                for t in range(op.tokens):
+                    for i in range(j, columns):
+                        sums[t * VF_WIDTH + i] = spare[t * DOT_COLUMNS + i - columns + DOT_COLUMNS]
+            else:
+                for t in range(op.tokens):
+                    for i in range(columns):
+                        sums[t * VF_WIDTH + i] = one_dot(op.pairs + t * half, op.weight + (column + i) * half, half)
+        for t in range(op.tokens):
+            finish_row_of_sums(op, t, column, columns, sums + t * VF_WIDTH)
+        column += VF_WIDTH
+
+
+cdef inline float one_dot(const float *x, const float *weight, ptrdiff_t half) noexcept nogil:
+    cdef vf total = vf_zero()
+    cdef ptrdiff_t k = 0
+    while k < half:
+        total = bf16_dot(total, load_part(x + k, half - k), load_part(weight + k, half - k))
+        k += VF_WIDTH
+    return vf_sum(total)
+
+
+cdef inline void finish_row_of_sums(const RowsTask *op, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns,
+                                    const float *sums) noexcept nogil:
+    cdef vf value = vf_load(sums)
+    cdef float *out = op.out + row * op.outputs + column
+    if op.bias != NULL:
+        value = vf_add(value, load_part(op.bias + column, columns))
+    if op.mode == LINEAR_ADD:
+        value = vf_add(load_part(out, columns), value)
+    elif op.mode == LINEAR_ACTIVATE:
+        value = vf_activate(value, op.activation)
+    store_part(out, value, columns)
