@@ -1,64 +1,83 @@
-"""Tokenizers at three levels, all of them standard tokenizer.json files of the `tokenizers` library.
-
-characters: a tiny vocabulary, long sequences. words: short sequences, but a huge vocabulary and no answer to a word it
-has not seen. bpe: subwords over bytes, about 1.3 an English word, any text whatever. Knows nothing of models.
-"""
+"""Text to ids and back, by a standard tokenizer.json of the `tokenizers` library, whoever made it. Knows nothing of models."""
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmixer.text.files import lone_surrogate, pieces_of, read_text
+from fastmixer.text.conventions import END, Conventions, read_conventions, write_conventions
+from fastmixer.text.files import lone_surrogate, read_text
+from fastmixer.text.pieces import bytes_of_piece, piece_style, readable
 
 if TYPE_CHECKING:
     import tokenizers
 
 KINDS = ("characters", "words", "bpe")
-END = "<|endoftext|>"
-UNKNOWN = "<unk>"
 FILE = "tokenizer.json"
-EVERY_WORD = r" ?\w+| ?[^\w\s]|\s"
 EVERY_CHARACTER = r"[\s\S]"  # the pattern that tells a tokenizer of characters from one of words
-DEFAULT_VOCAB = 4096
-SMALLEST_BPE = 257  # 256 bytes and the end-of-text token
 
 
 class Tokenizer:
-    """Text to ids and back. Made by train_tokenizer or Tokenizer.load; ids are below vocab_size, end_id marks a text's
-    end, kind is one of KINDS."""
+    """Text to ids and back. Made by train_tokenizer, Tokenizer.load or tokenizer_from_gguf.
 
-    def __init__(self, inner: "tokenizers.Tokenizer"):
+    ids are below vocab_size; kind is one of KINDS. end_ids: every id that ends a text or a turn, end_id the usual one of
+    them. begin_id: what a text begins with, None if nothing does; adds_begin: whether encode(..., begin=True) puts it
+    there. special_ids: tokens that decode leaves out. chat_template: how a chat is written (jinja2), or None.
+    Any number of threads may use one tokenizer.
+    """
+
+    def __init__(
+        self,
+        inner: "tokenizers.Tokenizer",
+        conventions: Conventions | None = None,
+        *,
+        vocab_size: int | None = None,
+        name: str = "tokenizer",
+    ):
         self._inner = inner
+        self._conventions = conventions or _conventions_here(inner, name)
+        self._without_special: Any = None
+        self._lock = threading.Lock()
+        self._style = piece_style(inner)
+        added = inner.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.name = name
         self.kind = _kind(inner)
-        end = inner.token_to_id(END)
-        if end is None:
-            raise ValueError(f"tokenizer: the vocabulary has no {END!r} token")
-        self.end_id: int = end
-        self.vocab_size: int = 1 + max(inner.get_vocab().values())  # other people's vocabularies may have holes
+        # Other people's vocabularies may have holes: the last id counts, not the number of pieces.
+        self.vocab_size: int = vocab_size or 1 + max(inner.get_vocab().values())
+        self.end_id: int = self._conventions.end_ids[0]
+        self.end_ids = frozenset(self._conventions.end_ids)
+        self.begin_id, self.adds_begin = self._conventions.begin_id, self._conventions.adds_begin
+        self.chat_template = self._conventions.chat_template
 
-    def encode(self, text: str) -> np.ndarray:
-        """The ids of text: int64 [tokens]. A special token written out in the text counts as that token.
+    def encode(self, text: str, *, special: bool = True, begin: bool = False) -> np.ndarray:
+        """The ids of text: int64 [tokens].
 
+        special: whether a special token written out in the text counts as that token (False: as its letters).
+        begin: text is a prompt, which starts with begin_id where the model wants that (once, if the text has it already).
         Raises TypeError, or ValueError for half a surrogate pair.
         """
-        _check_text("encode", text)
-        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int64)
+        check_text("encode", text)
+        inner = self._inner if special else self._letters_only()
+        ids = inner.encode(text, add_special_tokens=False).ids
+        if begin and self.adds_begin and ids[:1] != [self.begin_id]:
+            ids = [self.begin_id, *ids]
+        return np.array(ids, np.int64)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, int64 [tokens], encoded in parallel. Raises as encode does."""
         if isinstance(texts, str):
             raise TypeError("encode_batch: texts must be a list of strings; got one string")
         for index, text in enumerate(texts):
-            _check_text(f"encode_batch: text {index}", text)
+            check_text(f"encode_batch: text {index}", text)
         return [np.array(e.ids, np.int64) for e in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids [tokens]; bytes that are no UTF-8 become U+FFFD, the end-of-text token nothing.
+        """The text of ids [tokens]; bytes that are no UTF-8 become U+FFFD, special tokens (end of text, ...) nothing.
 
         Raises TypeError for what is not a row of integers, IndexError naming id and position for one out of range.
         """
@@ -74,6 +93,16 @@ class Tokenizer:
             )
         return self._inner.decode(row.tolist(), skip_special_tokens=True)
 
+    def piece_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one piece, so that a stream can join them; an added or special token's are its text.
+
+        Raises IndexError for an id outside 0..vocab_size-1.
+        """
+        token = self._token("piece_bytes", token_id)
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        return bytes_of_piece(token, self._style)
+
     def pieces(self, text: str) -> list[str]:
         """The pieces of text as a reader would write them (a space is a space, not a stand-in)."""
         return [self.id_to_token(int(i)) for i in self.encode(text)]
@@ -83,23 +112,20 @@ class Tokenizer:
         return self._inner.token_to_id(token)
 
     def id_to_token(self, token_id: int) -> str:
-        """The piece of an id, readable: decoded where it is whole characters, else as the vocabulary writes it.
+        r"""The piece of an id, readable: its text, with \xe2 for a byte that is only part of a character.
 
         Raises IndexError for an id outside 0..vocab_size-1.
         """
-        token = self._inner.id_to_token(int(token_id)) if token_id >= 0 else None
-        if token is None:
-            raise IndexError(f"id_to_token: {token_id} is out of range; expected 0..{self.vocab_size - 1}")
-        if self.kind != "bpe":
-            return token
-        text = self._inner.decode([int(token_id)], skip_special_tokens=False)
-        return token if "\ufffd" in text or not text else text
+        token = self._token("id_to_token", token_id)
+        return readable(self.piece_bytes(token_id)) if self.kind == "bpe" else token
 
     def save(self, folder: str | Path) -> Path:
-        """Write tokenizer.json into folder (made if absent); returns its path."""
+        """Write tokenizer.json into folder (made if absent), and tokenizer_config.json where it takes one to say how texts
+        begin, end and chat; returns the path of tokenizer.json."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.to_json(), encoding="utf-8")
+        write_conventions(path.parent, self._conventions, self._inner)
         return path
 
     def to_json(self) -> str:
@@ -108,107 +134,37 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer of a tokenizer.json, or of the folder that holds one. FileNotFoundError, or ValueError that names
-        the file."""
-        import tokenizers
-
+        """The tokenizer of a tokenizer.json, or of the folder that holds one. Where texts begin and end, and the chat
+        template, come from the files beside it (tokenizer_config.json, special_tokens_map.json, generation_config.json,
+        chat_template.jinja or .json), if there are any. FileNotFoundError, or ValueError that names file and field."""
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
-        text = read_text(path)
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        try:
-            inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
-        return cls(inner)
+        inner = _inner_from(path)
+        vocab_size = 1 + max(inner.get_vocab().values(), default=-1)
+        if not vocab_size:
+            raise ValueError(f"{path}: model.vocab is empty")
+        return cls(inner, read_conventions(path, inner, vocab_size), vocab_size=vocab_size, name=str(path))
+
+    def _token(self, op: str, token_id: int) -> str:
+        token = self._inner.id_to_token(int(token_id)) if 0 <= token_id < self.vocab_size else None
+        if token is None:
+            raise IndexError(f"{op}: {token_id} is out of range; expected 0..{self.vocab_size - 1}")
+        return token
+
+    def _letters_only(self) -> Any:
+        """The same tokenizer, to which special tokens are letters like others: a copy, since the switch is no thread's own."""
+        with self._lock:
+            if self._without_special is None:
+                copy = type(self._inner).from_str(self._inner.to_str())
+                copy.encode_special_tokens = True
+                self._without_special = copy
+            return self._without_special
 
 
-def train_tokenizer(
-    texts: str | Path | Iterable[str | Path], kind: str = "bpe", vocab_size: int = DEFAULT_VOCAB
-) -> Tokenizer:
-    """A tokenizer learned from texts: strings, or Paths of text files.
-
-    kind: "characters" (vocab_size is an upper limit), "words" (the most frequent, others become <unk>) or "bpe"
-    (byte-level; Sennrich et al. 2016, arXiv 1508.07909, over bytes as in GPT-2). Where the text cannot yield vocab_size
-    pieces there are fewer, with a warning for bpe. Raises ValueError for empty text, a file that is not text, an unknown
-    kind or a small vocab_size; TypeError for what is neither string nor Path.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"train_tokenizer: kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    smallest = SMALLEST_BPE if kind == "bpe" else 3
-    if not isinstance(vocab_size, int) or vocab_size < smallest:
-        raise ValueError(f"train_tokenizer: vocab_size must be an integer >= {smallest} for {kind}; got {vocab_size!r}")
-    sources = [texts] if isinstance(texts, (str, Path)) else list(texts)
-    strings = list(_strings(sources))
-    if not any(text.strip() for text in strings):
-        names = ", ".join(str(source) for source in sources if isinstance(source, Path))
-        raise ValueError("train_tokenizer: the text is empty" + (f": {names}" if names else ""))
-    train = {"characters": _train_characters, "words": _train_words, "bpe": _train_bpe}[kind]
-    tokenizer = Tokenizer(train(strings, vocab_size))
-    if kind == "bpe" and tokenizer.vocab_size < vocab_size:
-        warnings.warn(
-            f"train_tokenizer: the text yields {tokenizer.vocab_size} pieces, not the {vocab_size} asked for",
-            stacklevel=2,
-        )
-    return tokenizer
-
-
-def _train_bpe(texts: list[str], vocab_size: int) -> Any:
-    from tokenizers import Tokenizer as Inner
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    inner = Inner(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
-    return inner
-
-
-def _train_words(texts: list[str], vocab_size: int) -> Any:
-    # words with the space before them, punctuation apart: joined, the pieces are the text again
-    return _list_pieces(texts, vocab_size, EVERY_WORD)
-
-
-def _train_characters(texts: list[str], vocab_size: int) -> Any:
-    return _list_pieces(texts, vocab_size, EVERY_CHARACTER)
-
-
-def _list_pieces(texts: list[str], vocab_size: int, pattern: str) -> Any:
-    """A vocabulary that lists the most frequent matches of a pattern; all others are <unk>."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Inner
-
-    splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    # No match goes beyond a line, and lines keep the library's list of places short.
-    lines = (line for text in texts for line in text.splitlines(keepends=True))
-    counts = Counter(piece for line in lines for piece, _ in splitter.pre_tokenize_str(line))
-    frequent = sorted(counts, key=lambda piece: (-counts[piece], piece))[: vocab_size - 2]
-    inner = Inner(models.WordLevel({END: 0, UNKNOWN: 1, **{p: 2 + i for i, p in enumerate(frequent)}}, UNKNOWN))
-    inner.pre_tokenizer = splitter
-    inner.decoder = decoders.Fuse()
-    inner.add_special_tokens([END])
-    return inner
-
-
-def _strings(sources: Iterable[str | Path]) -> Iterator[str]:
-    for source in sources:
-        text = read_text(source) if isinstance(source, Path) else source
-        _check_text("train_tokenizer", text)
-        yield text
-
-
-def _check_text(op: str, text: str) -> None:
+def check_text(op: str, text: str) -> None:
+    """TypeError or ValueError, naming op, for what is no text that UTF-8 can write."""
     if not isinstance(text, str):
         raise TypeError(f"{op}: text must be a string; got {type(text).__name__}")
     place = lone_surrogate(text)
@@ -216,10 +172,34 @@ def _check_text(op: str, text: str) -> None:
         raise ValueError(f"{op}: character {place} is {text[place]!r}, half a surrogate pair; no text holds that alone")
 
 
+def _inner_from(path: Path) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    text = read_text(path)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and panics (no Exception) at some files
+        problem = error
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    raise ValueError(f"{path} is not a tokenizer.json: {problem}") from problem
+
+
+def _conventions_here(inner: Any, name: str) -> Conventions:
+    """Those of the tokenizers that are trained here."""
+    end = inner.token_to_id(END)
+    if end is None:
+        raise ValueError(f"{name}: the vocabulary has no {END!r} token")
+    return Conventions((end,))
+
+
 def _kind(inner: Any) -> str:
     """Which of the three levels a tokenizer is, from what it is made of."""
-    model = json.loads(inner.to_str())
-    if model["model"]["type"] != "WordLevel":
+    if type(inner.model).__name__ != "WordLevel":
         return "bpe"
-    pattern = ((model.get("pre_tokenizer") or {}).get("pattern") or {}).get("Regex", "")
-    return "characters" if pattern == EVERY_CHARACTER else "words"
+    splitter = (json.loads(inner.to_str()).get("pre_tokenizer") or {}).get("pattern") or {}
+    return "characters" if splitter.get("Regex", "") == EVERY_CHARACTER else "words"
