@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from cached_models import SMOLLM2, NotAvailable, cached_model
 from hypothesis import settings
 
 from fastmixer.kernels import threads
@@ -26,3 +27,12 @@ def _restore_threads():
     before = threads.get_threads()
     yield
     threads.set_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+    """The file SmolLM2-135M-Instruct.Q4_1.gguf."""
+    try:
+        return cached_model(SMOLLM2)
+    except NotAvailable as error:
+        pytest.skip(str(error))
