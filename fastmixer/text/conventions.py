@@ -90,12 +90,14 @@ def named_template(value: Any, place: str) -> str | None:
     """A chat template: text, or the one called "default" in a list of {"name", "template"}. ValueError names the place."""
     if value is None or isinstance(value, str):
         return value
-    entries = value if isinstance(value, list) else [None]
-    for index, entry in enumerate(entries):
+    expected = 'must be text or a list of {"name", "template"}'
+    if not isinstance(value, list):
+        raise ValueError(f"{place} {expected}; got {type(value).__name__}")
+    templates: dict[str, str] = {}
+    for index, entry in enumerate(value):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "template")):
-            got = f"{place}[{index}]" if isinstance(value, list) else type(value).__name__
-            raise ValueError(f'{place} must be text or a list of {{"name", "template"}}; got {got}')
-    templates = {entry["name"]: entry["template"] for entry in entries}
+            raise ValueError(f"{place} {expected}; entry {index} is not")
+        templates[entry["name"]] = entry["template"]
     return templates.get("default")
 
 

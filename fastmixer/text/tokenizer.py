@@ -1,4 +1,4 @@
-"""Text to ids and back, by a standard tokenizer.json of the `tokenizers` library, whoever made it. Knows nothing of models."""
+"""Text to ids and back, by a standard tokenizer.json of the `tokenizers` library. Knows nothing of models."""
 
 import json
 import threading
@@ -154,7 +154,7 @@ class Tokenizer:
         return token
 
     def _letters_only(self) -> Any:
-        """The same tokenizer, to which special tokens are letters like others: a copy, since the switch is no thread's own."""
+        """The same tokenizer, to which special tokens are letters like others: a copy, for other threads read this one."""
         with self._lock:
             if self._without_special is None:
                 copy = type(self._inner).from_str(self._inner.to_str())
@@ -181,12 +181,15 @@ def _inner_from(path: Path) -> "tokenizers.Tokenizer":
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises nothing narrower, and panics (no Exception) at some files
-        problem = error
+        raise ValueError(f"{path} is not {_not_json(text) or f'a tokenizer.json: {error}'}") from error
+
+
+def _not_json(text: str) -> str:
     try:
         json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    raise ValueError(f"{path} is not a tokenizer.json: {problem}") from problem
+        return f"JSON: {error}"
+    return ""
 
 
 def _conventions_here(inner: Any, name: str) -> Conventions:
