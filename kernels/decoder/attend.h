@@ -77,31 +77,43 @@ static void widen_page(const void *page, int type, ptrdiff_t rows, ptrdiff_t wid
     }
 }
 
-/* c [rows <= ATTEND_ROWS][columns] = (c +) A B: A [rows][a_row], B [depth][b_row]; columns a multiple of VF_WIDTH. */
-VEC_INLINE void attend_rows(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const float *b, ptrdiff_t b_row, float *c,
-                            ptrdiff_t c_row, ptrdiff_t depth, int row_count, int vectors, int add) {
+/* VF_WIDTH numbers of a page, from number `at` on. */
+VEC_INLINE vf load_from(const char *page, ptrdiff_t at, int type) {
+    return type == PAGES_BFLOAT16 ? vf_from_bfloat16((const uint16_t *)page + at)
+           : type == PAGES_INT8   ? vf_from_int8((const int8_t *)page + at)
+                                  : vf_load((const float *)page + at);
+}
+
+VEC_INLINE ptrdiff_t number_bytes(int type) { return type == PAGES_FLOAT32 ? 4 : type == PAGES_BFLOAT16 ? 2 : 1; }
+
+/* c [rows][columns] = (c +) A B: A [rows][a_row], B [depth][b_row] of any type; `vectors` vectors of columns. The same
+ * place of the page that comes next, `ahead` bytes away, is asked for on the way. */
+VEC_INLINE void attend_rows(const float *a, ptrdiff_t a_row, const char *b, ptrdiff_t b_row, ptrdiff_t column, float *c,
+                            ptrdiff_t c_row, ptrdiff_t depth, ptrdiff_t ahead, int rows, int vectors, int type, int add) {
     vf sums[ATTEND_ROWS][ATTEND_VECTORS];
-    for (int i = 0; i < row_count; i++)
-        for (int j = 0; j < vectors; j++) sums[i][j] = add ? vf_load(c + i * c_row + j * VF_WIDTH) : vf_zero();
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < vectors; j++) sums[i][j] = add ? vf_load(c + i * c_row + column + j * VF_WIDTH) : vf_zero();
     for (ptrdiff_t k = 0; k < depth; k++) {
         vf values[ATTEND_VECTORS];
-        for (int j = 0; j < vectors; j++) values[j] = vf_load(b + k * b_row + j * VF_WIDTH);
-        for (int i = 0; i < row_count; i++) {
+        for (int j = 0; j < vectors; j++) values[j] = load_from(b, k * b_row + column + j * VF_WIDTH, type);
+        if (ahead)
+            for (ptrdiff_t line = 0; line < vectors * VF_WIDTH * number_bytes(type); line += 64)
+                __builtin_prefetch(b + (k * b_row + column) * number_bytes(type) + line + ahead);
+        for (int i = 0; i < rows; i++) {
             vf x = vf_set(a[i * a_row + k]);
             for (int j = 0; j < vectors; j++) sums[i][j] = vf_fma(x, values[j], sums[i][j]);
         }
     }
-    for (int i = 0; i < row_count; i++)
-        for (int j = 0; j < vectors; j++) vf_store(c + i * c_row + j * VF_WIDTH, sums[i][j]);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < vectors; j++) vf_store(c + i * c_row + column + j * VF_WIDTH, sums[i][j]);
 }
 
-static __attribute__((noinline)) void attend_product(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const float *b,
-                                                     ptrdiff_t b_row, float *c, ptrdiff_t c_row, ptrdiff_t columns,
-                                                     ptrdiff_t depth, int add) {
+VEC_INLINE void attend_columns(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const char *b, ptrdiff_t b_row, float *c,
+                               ptrdiff_t c_row, ptrdiff_t columns, ptrdiff_t depth, ptrdiff_t ahead, int type, int add) {
     for (ptrdiff_t column = 0; column < columns; column += ATTEND_VECTORS * VF_WIDTH) {
         ptrdiff_t vectors = (columns - column) / VF_WIDTH;
 #define WITH(row_count, count)                                                                                         \
-    attend_rows(a, a_row, rows, b + column, b_row, c + column, c_row, depth, row_count, count, add)
+    attend_rows(a, a_row, b, b_row, column, c, c_row, depth, ahead, row_count, count, type, add)
 #define ROWS(count)                                                                                                    \
     if (rows >= 4) WITH(4, count);                                                                                     \
     else if (rows == 3) WITH(3, count);                                                                                \
@@ -118,6 +130,30 @@ static __attribute__((noinline)) void attend_product(const float *a, ptrdiff_t a
     }
 }
 
+/* rows <= ATTEND_ROWS; columns is a multiple of VF_WIDTH. */
+static __attribute__((noinline)) void attend_product(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const char *b,
+                                                     ptrdiff_t b_row, float *c, ptrdiff_t c_row, ptrdiff_t columns,
+                                                     ptrdiff_t depth, ptrdiff_t ahead, int type, int add) {
+    if (type == PAGES_BFLOAT16)
+        attend_columns(a, a_row, rows, b, b_row, c, c_row, columns, depth, ahead, PAGES_BFLOAT16, add);
+    else if (type == PAGES_INT8)
+        attend_columns(a, a_row, rows, b, b_row, c, c_row, columns, depth, ahead, PAGES_INT8, add);
+    else
+        attend_columns(a, a_row, rows, b, b_row, c, c_row, columns, depth, ahead, PAGES_FLOAT32, add);
+}
+
+/* One page of one kv head: keys [head_dim][PAGE_KEYS]; values [PAGE_KEYS][value_row]; scales of each key or NULL; how many
+ * bytes on the page that comes next lies (0: none). */
+typedef struct {
+    const char *keys;
+    const char *values;
+    const float *key_scales;
+    const float *value_scales;
+    ptrdiff_t value_row;
+    ptrdiff_t keys_ahead, values_ahead;
+    int type;
+} Page;
+
 /* What a row of queries has gathered so far. */
 typedef struct {
     float *blend;   /* [rows][dim]: the sum of weights times values */
@@ -126,11 +162,11 @@ typedef struct {
     ptrdiff_t dim;  /* head_dim, padded to VF_WIDTH */
 } Gathered;
 
-/* Rows row..row+rows-1 (at most ATTEND_ROWS) meet a page. queries [rows][dim], times scale; keys [head_dim][PAGE_KEYS];
- * values [PAGE_KEYS][dim]; key_scales, value_scales: of each key or NULL; row i sees keys first[i]..end[i]-1 of the page. */
-static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const float *keys,
-                        const float *values, const float *key_scales, const float *value_scales, ptrdiff_t head_dim,
-                        float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
+/* Rows row..row+rows-1 (at most ATTEND_ROWS) meet a page. queries [rows][dim], times scale; row i sees keys
+ * first[i]..end[i]-1 of the page. */
+static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
+                        ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
+    const float *key_scales = page->key_scales, *value_scales = page->value_scales;
     float weights[ATTEND_ROWS * PAGE_KEYS];
     ptrdiff_t lowest = first[0], highest = end[0];
     for (ptrdiff_t i = 1; i < rows; i++) {
@@ -138,7 +174,8 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
         highest = end[i] > highest ? end[i] : highest;
     }
     if (lowest >= highest) return;
-    attend_product(queries + row * g->dim, g->dim, rows, keys, PAGE_KEYS, weights, PAGE_KEYS, PAGE_KEYS, head_dim, 0);
+    attend_product(queries + row * g->dim, g->dim, rows, page->keys, PAGE_KEYS, weights, PAGE_KEYS, PAGE_KEYS, head_dim,
+                   page->keys_ahead, page->type, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * PAGE_KEYS;
         vf most = vf_set(-INFINITY);
@@ -179,8 +216,9 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
         g->totals[row + i] += vf_sum(total);
     }
     /* Keys that nobody sees may hold anything, NaN too: they are left out, not multiplied by zero. */
-    attend_product(weights + lowest, PAGE_KEYS, rows, values + lowest * g->dim, g->dim, g->blend + row * g->dim, g->dim,
-                   g->dim, highest - lowest, 1);
+    attend_product(weights + lowest, PAGE_KEYS, rows, page->values + lowest * page->value_row * number_bytes(page->type),
+                   page->value_row, g->blend + row * g->dim, g->dim, g->dim, highest - lowest, page->values_ahead, page->type,
+                   1);
 }
 
 #endif

@@ -14,9 +14,15 @@ cdef extern from "decoder/attend.h" nogil:
         float *largest
         ptrdiff_t dim
     void widen_page(const void *page, int type, ptrdiff_t rows, ptrdiff_t width, float *out, ptrdiff_t out_row)
-    void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const float *keys,
-                     const float *values, const float *key_scales, const float *value_scales, ptrdiff_t head_dim,
-                     float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
+    ctypedef struct Page:
+        const char *keys
+        const char *values
+        const float *key_scales
+        const float *value_scales
+        ptrdiff_t value_row, keys_ahead, values_ahead
+        int type
+    void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
+                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
     uint16_t bfloat16_of(float x)
 
 cdef enum:
@@ -186,10 +192,7 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + PAGE_KEYS * (m.head_dim + dim)))
     cdef float *keys = queries + rows * dim
     cdef float *values = keys + PAGE_KEYS * m.head_dim
-    cdef const float *page_keys
-    cdef const float *page_values
-    cdef const float *key_scales
-    cdef const float *value_scales
+    cdef Page look
     cdef ptrdiff_t first[ATTEND_ROWS]
     cdef ptrdiff_t end[ATTEND_ROWS]
     g.blend, g.dim = values + PAGE_KEYS * dim, dim
@@ -210,22 +213,28 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
         if number < 0:
             continue  # a window has passed it
         place = place_in_pages(s, layer, number, task.kv_head)
-        if s.page_type == PAGES_FLOAT32 and dim == m.head_dim:
-            page_keys, page_values = <float *>(pages.keys + place * s.page_bytes), <float *>(pages.values + place * s.page_bytes)
-        else:
-            widen_page(pages.keys + place * s.page_bytes, s.page_type, m.head_dim, PAGE_KEYS, keys, PAGE_KEYS)
-            widen_page(pages.values + place * s.page_bytes, s.page_type, PAGE_KEYS, m.head_dim, values, dim)
-            page_keys, page_values = keys, values
-        key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
-        value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
+        look.keys, look.values = pages.keys + place * s.page_bytes, pages.values + place * s.page_bytes
+        look.key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
+        look.value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
+        look.type, look.value_row, look.keys_ahead, look.values_ahead = s.page_type, m.head_dim, 0, 0
+        if rows <= ATTEND_ROWS and dim == m.head_dim:
+            # few rows read the page as it lies, once, and ask for the next one on the way
+            if page + 1 < task.end_page:
+                look.keys_ahead = s.page_bytes * (
+                    place_in_pages(s, layer, pages.tables[task.sequence * pages.table_pages + page + 1], task.kv_head) - place
+                )
+                look.values_ahead = look.keys_ahead
+        elif s.page_type != PAGES_FLOAT32 or dim != m.head_dim:
+            widen_page(look.keys, s.page_type, m.head_dim, PAGE_KEYS, keys, PAGE_KEYS)
+            widen_page(look.values, s.page_type, PAGE_KEYS, m.head_dim, values, dim)
+            look.keys, look.values, look.type, look.value_row = <char *>keys, <char *>values, PAGES_FLOAT32, dim
         row = 0
         while row < rows:
             for i in range(min(ATTEND_ROWS, rows - row)):
                 position = s.position_of[token + (row + i) // heads] - page * PAGE_KEYS
                 first[i] = max(0, position - layer.window + 1) if layer.window else 0
                 end[i] = max(0, min(PAGE_KEYS, position + 1))
-            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, page_keys, page_values, key_scales, value_scales,
-                        m.head_dim, m.attention_softcap, first, end)
+            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, &look, m.head_dim, m.attention_softcap, first, end)
             row += ATTEND_ROWS
 
     if task.slot < 0:

@@ -27,6 +27,7 @@ BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
 # Formats whose blocks are packed with their values: name -> number in pack.h, those with a minimum in 8 bits, and kinds.
 ORIGINS = {"Q4_0": 0, "Q4_1": 1, "Q4_K": 2, "Q5_0": 3, "Q5_1": 4, "Q8_0": 5, "IQ4_NL": 6}
 EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": ("Q5_0", "Q5_1", "Q8_0", "IQ4_NL")}
+ARENA_BYTES = 32 << 20
 FLOAT_PANELS = 64  # panels' worth of rows that are widened to floats at once when a format is rounded
 
 
@@ -101,11 +102,25 @@ cdef void pack_block(void *argument, ptrdiff_t task) noexcept nogil:
     pack_panel_of_blocks(&p.w, p.data, p.first_panel + task, p.origin, p.raw, p.row_bytes)
 
 
+_arena = np.empty(0, np.uint8)  # what is left of the last piece of ARENA_BYTES
+
+
 def _aligned(ptrdiff_t size):
-    """uint8 [size] at a multiple of 64 bytes."""
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size]
+    """uint8 [size] at a multiple of 64 bytes, from pieces so large that the system backs them with huge pages: a decode step
+    runs through all weights, and page by small page the processor's prefetching stops at every end."""
+    global _arena
+    if size > ARENA_BYTES // 2:
+        memory = np.empty(size + 64, np.uint8)
+        return _from_line(memory)[:size]
+    if len(_arena) < size:
+        _arena = _from_line(np.empty(ARENA_BYTES, np.uint8))
+    taken, _arena = _arena[:size], _arena[(size + 63) // 64 * 64 :]
+    return taken
+
+
+def _from_line(memory):
+    """memory from its first multiple of 64 bytes on."""
+    return memory[-memory.ctypes.data % 64 :]
 
 
 def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out):

@@ -40,7 +40,7 @@ cdef extern from "packed/tile.h" nogil:
 cdef enum:
     QUANTIZE_ROWS = 8  # rows a task of rounding: up to so many the caller does alone
     MAX_PARTS = 3
-    FEW_BYTES = 24576  # of weights a task when rows are few: enough to hide the handing out
+    TASK_BYTES = 262144  # of weights a task at most when rows are few: a thread that reads on and on is prefetched for
     MANY_PANELS = 2  # panels a task when rows are many (a multiple of PANELS_TILE)
 
 # What becomes of a sum plus bias.
@@ -119,14 +119,19 @@ cdef struct LinearTask:
 
 cdef int packed_linears(LinearTask *op) except -1 nogil:
     """out = x W^T + bias of every part, through op.mode; all parts read the same x."""
-    cdef ptrdiff_t tasks = 0, panels, i
+    cdef ptrdiff_t tasks = 0, panels, i, parts = 1 if op.mode == LINEAR_GATE else op.count, total = 0, share
     if op.tokens == 0:
         return 0
-    for i in range(1 if op.mode == LINEAR_GATE else op.count):
+    for i in range(parts):
+        total += panels_of(&op.parts[i].weight) * op.parts[i].weight.panel_bytes
+    # an equal share for every thread, or several where that is long; a column's sum does not depend on it
+    share = total // pool_threads()
+    share = share // ((share + TASK_BYTES - 1) // TASK_BYTES) if share else 1
+    for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
         op.panels_a_task[i] = MANY_PANELS
         if op.tokens <= FEW:
-            op.panels_a_task[i] = max(1, FEW_BYTES // op.parts[i].weight.panel_bytes)
+            op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
         op.last_task[i] = tasks
     return pool_run(linear_block, op, tasks)
