@@ -1,0 +1,91 @@
+"""Keys and values of past tokens, in pages of 64 tokens that sequences hold by number, for each group of layers.
+
+A group is layers that need the same pages: those that see everything, those with a window. Which page holds what is the
+caller's: tables int32 [groups, sequences, pages] say so, -1 where none is held. Knows nothing of sequences.
+"""
+
+import numpy as np
+
+from fastmixer.kernels.bfloat16 import round_bits
+
+PAGE = 64  # tokens
+DTYPES = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+
+
+class KVPages:
+    """keys[g]: [layers, pages, kv_heads, head_dim, PAGE], transposed within a page, so that scores of 64 keys are sums
+    along memory; values[g]: [layers, pages, kv_heads, PAGE, head_dim]. dtype: "float32", "bfloat16" (as uint16) or
+    "int8", which has key_scales[g], value_scales[g]: float32 [layers, pages, kv_heads, PAGE], one for each head's row.
+
+    layers_per_group, pages_per_group: sizes of each group. Memory is zero, and not touched before it is written.
+    """
+
+    def __init__(
+        self,
+        layers_per_group: tuple[int, ...],
+        pages_per_group: tuple[int, ...],
+        kv_heads: int,
+        head_dim: int,
+        dtype: str,
+    ):
+        self.dtype, self.kv_heads, self.head_dim = dtype, kv_heads, head_dim
+        self.layers_per_group, self.pages_per_group = tuple(layers_per_group), tuple(pages_per_group)
+        self.keys: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+        self.key_scales: list[np.ndarray] = []
+        self.value_scales: list[np.ndarray] = []
+        for layers, pages in zip(layers_per_group, pages_per_group, strict=True):
+            places = (layers, pages, kv_heads)
+            self.keys.append(np.zeros((*places, head_dim, PAGE), DTYPES[dtype]))
+            self.values.append(np.zeros((*places, PAGE, head_dim), DTYPES[dtype]))
+            if dtype == "int8":
+                self.key_scales.append(np.zeros((*places, PAGE), np.float32))
+                self.value_scales.append(np.zeros((*places, PAGE), np.float32))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for arrays in (self.keys, self.values, self.key_scales, self.value_scales) for a in arrays)
+
+    def copy_page(self, group: int, source: int, target: int) -> None:
+        """Page `target` becomes what page `source` is, in all layers of the group."""
+        for arrays in (self.keys, self.values, self.key_scales, self.value_scales):
+            if arrays:
+                arrays[group][:, target] = arrays[group][:, source]
+
+    def write(
+        self, group: int, layer: int, pages: np.ndarray, slots: np.ndarray, keys: np.ndarray, values: np.ndarray
+    ) -> None:
+        """keys, values: float32 [tokens, kv_heads, head_dim] of one layer go to slots [tokens] of pages [tokens]."""
+        key_rows, key_scales = self._rounded(keys)
+        value_rows, value_scales = self._rounded(values)
+        self.keys[group][layer, pages, :, :, slots] = key_rows
+        self.values[group][layer, pages, :, slots] = value_rows
+        if self.dtype == "int8":
+            self.key_scales[group][layer, pages, :, slots] = key_scales
+            self.value_scales[group][layer, pages, :, slots] = value_scales
+
+    def read(self, group: int, layer: int, pages: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(keys, values), float32 [tokens, kv_heads, head_dim] of one layer at slots [tokens] of pages [tokens]."""
+        keys = self._widened(self.keys[group][layer, pages, :, :, slots])
+        values = self._widened(self.values[group][layer, pages, :, slots])
+        if self.dtype == "int8":
+            keys *= self.key_scales[group][layer, pages, :, slots][..., None]
+            values *= self.value_scales[group][layer, pages, :, slots][..., None]
+        return keys, values
+
+    def _rounded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """rows [..., head_dim] as they are kept, and their scales [...] in int8."""
+        if self.dtype == "float32":
+            return rows, None
+        if self.dtype == "bfloat16":
+            return round_bits(rows), None
+        scales = np.abs(rows).max(axis=-1, initial=0) / np.float32(127)
+        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+        return np.rint(rows * inverse[..., None]).astype(np.int8), scales
+
+    def _widened(self, rows: np.ndarray) -> np.ndarray:
+        """Kept rows as float32, without their scales."""
+        if self.dtype == "bfloat16":
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32)
