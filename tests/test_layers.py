@@ -32,6 +32,8 @@ MAY_IMPORT = {
         "chart",
     },
 }
+# Single modules that a package may import of one that stands above it: a configuration knows no arrays.
+MAY_IMPORT_MODULES = {"weights": {"fastmixer.model.config"}}
 # The one package whose top-level name stands for "version" and lazy lookups; anything may ask it for __version__.
 ROOT_NAMES = {"__version__"}
 
@@ -45,14 +47,15 @@ def modules():
                 yield package, path
 
 
-def imported_packages(path):
-    """Names of the fastmixer packages that a module imports, anywhere in it."""
+def imported_packages(path, allowed=()):
+    """Names of the fastmixer packages that a module imports, anywhere in it, but for these modules."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fastmixer":
             if node.module == "fastmixer":
                 yield from (alias.name for alias in node.names if alias.name not in ROOT_NAMES)
             else:
-                yield node.module.split(".")[1]
+                if node.module not in allowed:
+                    yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 parts = alias.name.split(".")
@@ -70,7 +73,7 @@ def test_imports_point_downward():
     wrong = [
         f"{path.relative_to(ROOT)} imports fastmixer.{imported}"
         for package, path in modules()
-        for imported in imported_packages(path)
+        for imported in imported_packages(path, MAY_IMPORT_MODULES.get(package, set()))
         if imported != package and imported not in MAY_IMPORT[package]
     ]
     assert not wrong, "\n".join(wrong)

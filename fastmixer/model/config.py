@@ -1,6 +1,7 @@
 """What a transformer is made of: sizes and choices, checked once. Knows nothing of arrays."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -19,6 +20,15 @@ class ModelConfig:
     norm, norm_epsilon; positions (rotary_base for "rotary"); activation; gated: act(gate) * up instead of act(up);
     bias: biases in linear maps and LayerNorms; tied_head: the head is the embedding; dropout: of the embedding, each
     branch and the attention weights, in training; window: a token sees only so many tokens back (None: all).
+
+    What other makers' models have besides, known to inference (training refuses them, see untrained_fields):
+    head_dim: width of a head (0: dim / heads); qkv_bias: biases of q, k, v (None: as bias); qk_norm: RMS norm over
+    head_dim of q and k, before rotation; post_norms: norms also after attention and feedforward, before the residual;
+    embedding_scale: the embedding's rows are multiplied by it; attention_scale: scores are (None: 1 / sqrt(head_dim));
+    attention_softcap, logit_softcap: x becomes c tanh(x / c) (0: none); local_layers: for each layer, whether window
+    applies to it (None: to all); local_rotary_base: rotary_base of the local layers, whose frequencies have no factors
+    (None: as the others); rotary_dim: only the first so many numbers of a head are rotated (0: all); rotary_factors
+    [rotary_dim / 2]: each frequency is divided by its factor; rotary_magnitude: cos and sin are multiplied by it.
     """
 
     vocab: int
@@ -38,6 +48,19 @@ class ModelConfig:
     tied_head: bool = True
     dropout: float = 0.0
     window: int | None = None
+    head_dim: int = 0
+    qkv_bias: bool | None = None
+    qk_norm: bool = False
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    local_layers: tuple[bool, ...] | None = None
+    local_rotary_base: float | None = None
+    rotary_dim: int = 0
+    rotary_factors: tuple[float, ...] | None = None
+    rotary_magnitude: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kv_heads == 0:
@@ -53,17 +76,23 @@ class ModelConfig:
                 raise ValueError(
                     f"ModelConfig: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
                 )
-        if self.dim % self.heads:
-            raise ValueError(f"ModelConfig: heads must divide dim; got {self.heads} heads for dim {self.dim}")
+        if type(self.head_dim) is not int or self.head_dim < 0:
+            raise ValueError(
+                f"ModelConfig: head_dim must be an integer >= 1, or 0 for dim / heads; got {self.head_dim!r}"
+            )
+        if self.head_dim == 0:
+            if self.dim % self.heads:
+                raise ValueError(f"ModelConfig: heads must divide dim; got {self.heads} heads for dim {self.dim}")
+            object.__setattr__(self, "head_dim", self.dim // self.heads)
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"ModelConfig: kv_heads must divide heads; got {self.kv_heads} kv_heads for {self.heads} heads"
             )
-        if self.positions == "rotary" and self.head_dim % 2:
+        if self.positions == "rotary" and not self.rotary_dim and self.head_dim % 2:
             raise ValueError(f"ModelConfig: rotary positions need an even head_dim; got {self.head_dim}")
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"ModelConfig: sinusoidal positions need an even dim; got {self.dim}")
-        for name in ("gated", "bias", "tied_head"):
+        for name in ("gated", "bias", "tied_head", "qk_norm", "post_norms"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"ModelConfig: {name} must be true or false; got {getattr(self, name)!r}")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
@@ -74,16 +103,82 @@ class ModelConfig:
             raise ValueError(f"ModelConfig: norm_epsilon must be a finite number >= 0; got {self.norm_epsilon!r}")
         if not _is_number(self.rotary_base) or self.rotary_base <= 0:
             raise ValueError(f"ModelConfig: rotary_base must be a finite number > 0; got {self.rotary_base!r}")
+        self._check_attention()
+        self._check_rotation()
 
-    @property
-    def head_dim(self) -> int:
-        """The width of one head of q, k and v."""
-        return self.dim // self.heads
+    def _check_attention(self) -> None:
+        if self.qkv_bias is not None and not isinstance(self.qkv_bias, bool):
+            raise ValueError(f"ModelConfig: qkv_bias must be true, false or None; got {self.qkv_bias!r}")
+        if not _is_number(self.embedding_scale) or self.embedding_scale <= 0:
+            raise ValueError(f"ModelConfig: embedding_scale must be a finite number > 0; got {self.embedding_scale!r}")
+        if self.attention_scale is not None and (not _is_number(self.attention_scale) or self.attention_scale <= 0):
+            raise ValueError(
+                f"ModelConfig: attention_scale must be a finite number > 0 or None; got {self.attention_scale!r}"
+            )
+        for name in ("attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ValueError(f"ModelConfig: {name} must be a finite number >= 0; got {value!r}")
+        self._make_tuple("local_layers", self.layers, lambda flag: isinstance(flag, bool), "bools, one a layer,")
+        if self.local_layers is not None and self.window is None:
+            raise ValueError("ModelConfig: local_layers needs window; got None")
+
+    def _check_rotation(self) -> None:
+        if type(self.rotary_dim) is not int or not 0 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise ValueError(
+                f"ModelConfig: rotary_dim must be an even integer from 0 to head_dim, {self.head_dim}; "
+                f"got {self.rotary_dim!r}"
+            )
+        self._make_tuple(
+            "rotary_factors",
+            (self.rotary_dim or self.head_dim) // 2,
+            lambda factor: _is_number(factor) and factor > 0,
+            "finite numbers > 0",
+        )
+        if not _is_number(self.rotary_magnitude) or self.rotary_magnitude <= 0:
+            raise ValueError(
+                f"ModelConfig: rotary_magnitude must be a finite number > 0; got {self.rotary_magnitude!r}"
+            )
+        base = self.local_rotary_base
+        if base is not None and (not _is_number(base) or base <= 0):
+            raise ValueError(f"ModelConfig: local_rotary_base must be a finite number > 0 or None; got {base!r}")
+        if self.positions != "rotary":
+            for name in ("rotary_dim", "rotary_factors", "rotary_magnitude", "local_rotary_base"):
+                if getattr(self, name) not in (0, None, 1.0):
+                    raise ValueError(f"ModelConfig: {name} needs rotary positions; got {self.positions!r}")
+
+    def _make_tuple(self, name: str, length: int, allowed: Callable[[Any], bool], expected: str) -> None:
+        """A field that is None or a sequence, as JSON gives it, becomes a tuple once it is checked."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not isinstance(value, (tuple, list)) or len(value) != length or not all(allowed(item) for item in value):
+            text = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+            raise ValueError(f"ModelConfig: {name} must be {length} {expected} or None; got {text}")
+        object.__setattr__(self, name, tuple(value))
 
     @property
     def qkv_width(self) -> int:
         """Columns of the one projection that makes q, k and v side by side."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether the projection to q, k and v has a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def untrained_fields(self) -> list[str]:
+        """Fields whose values training does not know; empty for a configuration that Transformer takes."""
+        trained = {
+            "head_dim": self.head_dim * self.heads == self.dim, "qkv_bias": self.has_qkv_bias == self.bias,
+            "qk_norm": not self.qk_norm, "post_norms": not self.post_norms, "embedding_scale": self.embedding_scale == 1,
+            "attention_scale": self.attention_scale is None, "attention_softcap": self.attention_softcap == 0,
+            "logit_softcap": self.logit_softcap == 0, "local_layers": self.local_layers is None,
+            "local_rotary_base": self.local_rotary_base is None, "rotary_dim": self.rotary_dim in (0, self.head_dim),
+            "rotary_factors": self.rotary_factors is None, "rotary_magnitude": self.rotary_magnitude == 1,
+        }  # fmt: skip
+        return [name for name, known in trained.items() if not known]
 
     @property
     def num_parameters(self) -> int:
@@ -98,7 +193,9 @@ class ModelConfig:
             if len(shape) == 2
             and not (name == "positions.weight" or (name == "embedding.weight" and not self.tied_head))
         )
-        attention = 6.0 * self.layers * time * self.dim  # causal: 2 products of T/2 keys a token, 3 times for backward
+        attention = (
+            6.0 * self.layers * time * self.heads * self.head_dim
+        )  # causal: 2 products of T/2 keys a token, 3 times for backward
         return batch * time * (6.0 * multiplied + attention)
 
     @classmethod
@@ -109,8 +206,12 @@ class ModelConfig:
         return cls(**{**PRESETS[name], **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-able."""
-        return asdict(self)
+        """All fields, JSON-able; those of other makers' models (head_dim and after) only where they say anything."""
+        values = asdict(self)
+        if self.head_dim * self.heads == self.dim:
+            values["head_dim"] = 0
+        silent = [f.name for f in fields(self)[_OWN_FIELDS:] if values[f.name] == f.default]
+        return {name: value for name, value in values.items() if name not in silent}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -125,6 +226,7 @@ class ModelConfig:
         return cls(**values)
 
 
+_OWN_FIELDS = [f.name for f in fields(ModelConfig)].index("head_dim")  # so many come before it
 _GPT2 = {"vocab": 50257, "context": 1024, "activation": "gelu_tanh"}
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {**_GPT2, "dim": 768, "layers": 12, "heads": 12},
@@ -151,21 +253,27 @@ def parameter_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
         if config.norm == "layernorm" and config.bias:
             shapes.append((f"{name}.bias", (dim,)))
 
-    def linear(name: str, inputs: int, outputs: int) -> None:
+    def linear(name: str, inputs: int, outputs: int, bias: bool = config.bias) -> None:
         shapes.append((f"{name}.weight", (inputs, outputs)))
-        if config.bias:
+        if bias:
             shapes.append((f"{name}.bias", (outputs,)))
 
     for layer in range(config.layers):
         prefix = f"layers.{layer}"
         norm(f"{prefix}.attention_norm")
-        linear(f"{prefix}.attention.qkv", dim, config.qkv_width)
-        linear(f"{prefix}.attention.output", dim, dim)
+        linear(f"{prefix}.attention.qkv", dim, config.qkv_width, config.has_qkv_bias)
+        if config.qk_norm:
+            shapes += [(f"{prefix}.attention.{part}_norm.weight", (config.head_dim,)) for part in "qk"]
+        linear(f"{prefix}.attention.output", config.heads * config.head_dim, dim)
+        if config.post_norms:
+            norm(f"{prefix}.attention_post_norm")
         norm(f"{prefix}.feedforward_norm")
         if config.gated:
             linear(f"{prefix}.feedforward.gate", dim, hidden)
         linear(f"{prefix}.feedforward.up", dim, hidden)
         linear(f"{prefix}.feedforward.down", hidden, dim)
+        if config.post_norms:
+            norm(f"{prefix}.feedforward_post_norm")
     norm("final_norm")
     if not config.tied_head:
         shapes.append(("head.weight", (config.vocab, dim)))

@@ -68,6 +68,11 @@ class Transformer:
             raise ValueError(
                 f"Transformer: the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab is {config.vocab}"
             )
+        if config.untrained_fields:
+            name = config.untrained_fields[0]
+            raise ValueError(
+                f"Transformer: {name} {getattr(config, name)!r} is not trained yet; inference alone knows it"
+            )
         self.config, self.tokenizer = config, tokenizer
         if dtype not in ("float32", "float64"):
             raise ValueError(f"Transformer: dtype must be 'float32' or 'float64'; got {dtype!r}")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastmixer.model.config import PRESETS, ModelConfig, parameter_shapes
+from fastmixer.model.transformer import Transformer
 
 SMALLEST = {"vocab": 10, "context": 4, "dim": 8, "layers": 1, "heads": 2}
 
@@ -54,6 +55,33 @@ def test_preset_takes_changes_and_names_those_that_exist():
         ({"dropout": "0.1"}, "dropout must be >= 0 and < 1; got '0.1'"),
         ({"rotary_base": 0.0}, "rotary_base must be a finite number > 0; got 0.0"),
         ({"bias": "no"}, "bias must be true or false; got 'no'"),
+        ({"head_dim": -1}, "head_dim must be an integer >= 1, or 0 for dim / heads; got -1"),
+        ({"head_dim": 3, "positions": "rotary"}, "rotary positions need an even head_dim; got 3"),
+        ({"qkv_bias": 1}, "qkv_bias must be true, false or None; got 1"),
+        ({"qk_norm": None}, "qk_norm must be true or false; got None"),
+        ({"post_norms": 0}, "post_norms must be true or false; got 0"),
+        ({"embedding_scale": 0}, "embedding_scale must be a finite number > 0; got 0"),
+        ({"attention_scale": float("inf")}, "attention_scale must be a finite number > 0 or None; got inf"),
+        ({"attention_softcap": -1.0}, "attention_softcap must be a finite number >= 0; got -1.0"),
+        ({"logit_softcap": float("nan")}, "logit_softcap must be a finite number >= 0; got nan"),
+        ({"local_layers": (True,)}, "local_layers needs window; got None"),
+        ({"local_layers": (True, False), "window": 2}, r"local_layers must be 1 bools.* or None; got \(True, False\)"),
+        ({"local_layers": [1], "window": 2}, r"local_layers must be 1 bools.* or None; got \[1\]"),
+        (
+            {"positions": "rotary", "local_rotary_base": 0},
+            "local_rotary_base must be a finite number > 0 or None; got 0",
+        ),
+        ({"positions": "rotary", "rotary_dim": 6}, "rotary_dim must be an even integer from 0 to head_dim, 4; got 6"),
+        ({"positions": "rotary", "rotary_dim": 3}, "rotary_dim must be an even integer from 0 to head_dim, 4; got 3"),
+        (
+            {"positions": "rotary", "rotary_factors": (1.0,)},
+            r"rotary_factors must be 2 finite numbers > 0 .*; got \(1.0,\)",
+        ),
+        ({"positions": "rotary", "rotary_factors": [1.0, 0]}, r"rotary_factors must be 2 finite .*; got \[1.0, 0\]"),
+        ({"positions": "rotary", "rotary_magnitude": 0.0}, "rotary_magnitude must be a finite number > 0; got 0.0"),
+        ({"rotary_dim": 2}, "rotary_dim needs rotary positions; got 'learned'"),
+        ({"rotary_factors": (1.0, 2.0)}, "rotary_factors needs rotary positions; got 'learned'"),
+        ({"rotary_magnitude": 2.0}, "rotary_magnitude needs rotary positions; got 'learned'"),
     ],
 )
 def test_bad_values_are_named(changes, message):
@@ -88,3 +116,47 @@ def test_training_flops_are_six_per_weight_and_token():
     config = ModelConfig(**{**SMALLEST, "bias": False})
     weights = 10 * 8 + 8 * 24 + 8 * 8 + 2 * 8 * 32
     assert config.training_flops(3, 4) == 3 * 4 * (6 * weights + 6 * 4 * 8)
+
+
+OTHERS = {
+    "head_dim": 6, "qkv_bias": False, "qk_norm": True, "post_norms": True, "embedding_scale": 8.0**0.5,
+    "attention_scale": 0.25, "attention_softcap": 50.0, "logit_softcap": 30.0, "local_layers": (True,), "window": 2,
+    "positions": "rotary", "local_rotary_base": 1e4, "rotary_dim": 4, "rotary_factors": (1.0, 8.0),
+    "rotary_magnitude": 1.1,
+}  # fmt: skip
+
+
+def test_fields_of_other_makers_survive_json():
+    config = ModelConfig(**{**SMALLEST, **OTHERS})
+    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and hash(again) == hash(config)
+    assert (again.local_layers, again.rotary_factors) == ((True,), (1.0, 8.0))
+
+
+def test_a_configuration_without_them_is_written_as_it_always_was():
+    assert "head_dim" not in ModelConfig(**SMALLEST).to_dict() and "window" in ModelConfig(**SMALLEST).to_dict()
+
+
+def test_heads_need_not_divide_dim_where_their_width_is_given():
+    config = ModelConfig(**{**SMALLEST, "heads": 3, "head_dim": 5})
+    shapes = dict(parameter_shapes(config))
+    assert shapes["layers.0.attention.qkv.weight"] == (8, 45) and shapes["layers.0.attention.output.weight"] == (15, 8)
+
+
+def test_norms_of_other_makers_are_counted():
+    config = ModelConfig(**{**SMALLEST, **OTHERS, "norm": "rmsnorm"})
+    shapes = dict(parameter_shapes(config))
+    assert shapes["layers.0.attention.q_norm.weight"] == shapes["layers.0.attention.k_norm.weight"] == (6,)
+    assert shapes["layers.0.attention_post_norm.weight"] == shapes["layers.0.feedforward_post_norm.weight"] == (8,)
+    assert "layers.0.attention.qkv.bias" not in shapes and "layers.0.attention.output.bias" in shapes
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() - {"window", "positions"}))
+def test_training_refuses_by_name_what_it_does_not_know(name):
+    changes = {"positions": "rotary", "window": 2, name: OTHERS[name]}
+    if name == "rotary_dim":
+        changes["rotary_dim"] = 2
+    config = ModelConfig(**{**SMALLEST, **changes})
+    assert config.untrained_fields == [name]
+    with pytest.raises(ValueError, match=f"^Transformer: {name} .* is not trained yet"):
+        Transformer(config)
