@@ -161,6 +161,39 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
     return ((_half(blocks, 208) * scales)[:, :, None] * numbers).reshape(-1, SUPER)
 
 
+# ---- the numbers of blocks, apart from their scales ----
+
+
+def blocks_of_numbers(raw: np.ndarray, kind: BlockType) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(numbers int8 [rows, blocks, 32], scales float32 [rows, blocks], minima the same or None) of raw: uint8 [rows, bytes
+    a row]: value = scale * number + minimum, as dequantize has it. For Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q8_0 and IQ4_NL."""
+    blocks = raw.reshape(-1, kind.bytes)
+    scales, minima = _half(blocks, 0), None
+    if kind.name == "Q4_0":
+        numbers, minima = _nibbles(blocks[:, 2:]), -8 * scales
+    elif kind.name == "Q4_1":
+        numbers, minima = _nibbles(blocks[:, 4:]), _half(blocks, 2)
+    elif kind.name == "Q5_0":
+        numbers = _nibbles(blocks[:, 6:]) + _fifth_bits(blocks, 2) - 16
+    elif kind.name == "Q5_1":
+        numbers, minima = _nibbles(blocks[:, 8:]) + _fifth_bits(blocks, 4), _half(blocks, 2)
+    elif kind.name == "Q8_0":
+        numbers = np.ascontiguousarray(blocks[:, 2:]).view(np.int8)
+    elif kind.name == "IQ4_NL":
+        numbers = IQ4_VALUES[np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)]
+    else:
+        assert kind.name == "Q4_K", kind.name
+        steps, low = _scales_and_minima(blocks[:, 4:16])
+        scales, minima = scales * steps, -(_half(blocks, 2) * low)
+        numbers = _low_and_high(blocks[:, 16:144])
+    shape = (len(raw), -1)
+    return (
+        np.ascontiguousarray(numbers, np.int8).reshape(*shape, 32),
+        scales.reshape(shape),
+        None if minima is None else minima.reshape(shape),
+    )
+
+
 # ---- from float32 to blocks, as ggml's quantize_row_*_ref and the gguf package have it ----
 
 

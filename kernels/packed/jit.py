@@ -1,0 +1,71 @@
+"""Packed weights in Numba: the arithmetic of reference.py, block by block. Shapes, layouts and meaning: reference.py.
+
+Weights kept as rows go through kernels/matmul. Knows nothing of models.
+"""
+
+import numpy as np
+
+from fastmixer.kernels.bfloat16 import round_bfloat16
+from fastmixer.kernels.jit import compiled
+from fastmixer.kernels.matmul.jit import linear_forward
+from fastmixer.kernels.packed.reference import pack_weight, packed_rows, packed_rows_of, round_rows
+from fastmixer.kernels.threads import parallel_for
+
+__all__ = ["pack_weight", "packed_linear", "packed_rows"]
+
+OUTPUTS_A_TASK = 64
+
+
+def packed_linear(x, packed, bias, out):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None)."""
+    if "rows" in packed.arrays:
+        # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
+        rows = packed_rows_of(packed)
+        if packed.kind == "bfloat16":
+            x = round_bfloat16(x)
+        linear_forward(x, rows, bias, None, None, None, out, True, 0)
+        return
+    # 2. blocks: x in int8, a sum of integers a block, then scales
+    numbers, x_scales = round_rows(x)
+    x_numbers = numbers.astype(np.int8)
+    x_sums = x_scales * numbers.sum(axis=2)
+    arrays = packed.arrays
+
+    def task(index):
+        start = index * OUTPUTS_A_TASK
+        stop = min(start + OUTPUTS_A_TASK, packed.outputs)
+        _columns(
+            x_numbers,
+            x_scales,
+            x_sums,
+            arrays["numbers"],
+            arrays["scales"],
+            arrays.get("minima"),
+            bias,
+            out,
+            start,
+            stop,
+        )
+
+    parallel_for(task, -(-packed.outputs // OUTPUTS_A_TASK))
+
+
+@compiled
+def _columns(x_numbers, x_scales, x_sums, numbers, scales, minima, bias, out, start, stop):
+    """Columns start..stop of out."""
+    tokens, blocks, width = x_numbers.shape
+    for column in range(start, stop):
+        for t in range(tokens):
+            total = np.float32(0)
+            for block in range(blocks):
+                w, x = numbers[column, block], x_numbers[t, block]
+                dot = np.int32(0)
+                for i in range(width):
+                    dot += np.int32(w[i]) * np.int32(x[i])
+                total += np.float32(dot) * (scales[column, block] * x_scales[t, block])
+            if minima is not None:
+                for block in range(blocks):
+                    total += minima[column, block] * x_sums[t, block]
+            if bias is not None:
+                total += bias[column]
+            out[t, column] = total

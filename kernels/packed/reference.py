@@ -1,0 +1,118 @@
+"""Packed weights in NumPy: the truth that jit.py and native.pyx are held to. Kind "float32" is the oracle of the others.
+
+Kinds "int8" and "int4" keep blocks of 32 numbers: value = scale * number (+ minimum). Formats that are such blocks, or
+come to the same, keep their values; all others are rounded. Rows of x are rounded to int8 as well, blocks of 32 by
+their largest number (llama.cpp's Q8_0), so that a block's product is a sum of integers. Knows nothing of models.
+"""
+
+import numpy as np
+
+from fastmixer.kernels.bfloat16 import round_bfloat16, round_bits
+from fastmixer.kernels.packed import BLOCK, PackedWeight
+from fastmixer.kernels.packed.formats import BY_NAME, blocks_of_numbers, dequantize
+
+# Formats whose blocks are kept as they are, by the kind that holds them.
+EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": ("Q5_0", "Q5_1", "Q8_0", "IQ4_NL")}
+LARGEST = np.float32(127)
+
+
+def pack_weight(raw, type_name, outputs, inputs, kind):
+    """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind.
+
+    "float32", "bfloat16": {"rows"}; "int8", "int4": {"numbers": int8 [outputs, blocks, 32], "scales": float32
+    [outputs, blocks]} and "minima", where there are any. Columns past the last are zeros.
+    """
+    if kind in EXACT and type_name in EXACT[kind]:
+        numbers, scales, minima = blocks_of_numbers(raw, BY_NAME[type_name])
+    else:
+        values = dequantize(raw, BY_NAME[type_name])
+        if kind == "float32":
+            return PackedWeight(kind, outputs, inputs, {"rows": values})
+        if kind == "bfloat16":
+            return PackedWeight(kind, outputs, inputs, {"rows": round_bits(values)})
+        numbers, scales, minima = _round_weight(values, kind)
+    arrays = {"numbers": numbers, "scales": scales}
+    if minima is not None:
+        arrays["minima"] = minima
+    return PackedWeight(kind, outputs, inputs, arrays)
+
+
+def packed_linear(x, packed, bias, out):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None)."""
+    if "rows" in packed.arrays:
+        # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
+        rows = packed_rows_of(packed)
+        np.matmul(round_bfloat16(x) if packed.kind == "bfloat16" else x, rows.T, out=out)
+    else:
+        # 2. blocks: x in int8; a block's sum of products is whole and below 2^24, so that float32 holds it
+        numbers, x_scales = round_rows(x)
+        out[...] = 0
+        for block in range(numbers.shape[1]):
+            sums = numbers[:, block] @ packed.arrays["numbers"][:, block].T.astype(np.float32)
+            out += sums * (x_scales[:, block, None] * packed.arrays["scales"][:, block])
+            if "minima" in packed.arrays:
+                total = x_scales[:, block] * numbers[:, block].sum(axis=1)
+                out += total[:, None] * packed.arrays["minima"][:, block]
+    if bias is not None:
+        out += bias
+
+
+def packed_rows(packed, ids, out):
+    """out [tokens, inputs] = the weights of outputs ids: int64 [tokens], as an embedding's rows are read."""
+    if "rows" in packed.arrays:
+        rows = packed.arrays["rows"][ids]
+        out[...] = _from_bits(rows) if packed.kind == "bfloat16" else rows
+        return
+    values = packed.arrays["scales"][ids][..., None] * packed.arrays["numbers"][ids].astype(np.float32)
+    if "minima" in packed.arrays:
+        values += packed.arrays["minima"][ids][..., None]
+    out[...] = values.reshape(len(ids), values.shape[1] * BLOCK)[:, : packed.inputs]
+
+
+def packed_rows_of(packed):
+    """float32 [outputs, inputs] of a weight that is kept as rows."""
+    rows = packed.arrays["rows"]
+    return _from_bits(rows) if packed.kind == "bfloat16" else rows
+
+
+def round_rows(x):
+    """(numbers float32 [rows, blocks, 32], whole ones within -127..127; scales float32 [rows, blocks]) of x: float32
+    [rows, columns], padded with zeros."""
+    blocks = in_blocks(x)
+    most = np.abs(blocks).max(axis=2)
+    inverse = np.divide(LARGEST, most, out=np.zeros_like(most), where=most > 0)
+    return np.rint(blocks * inverse[..., None]), most / LARGEST
+
+
+def in_blocks(x):
+    """x [rows, columns] as [rows, blocks, 32], padded with zeros."""
+    rows, columns = x.shape
+    blocks = -(-columns // BLOCK)
+    padded = np.zeros((rows, blocks * BLOCK), x.dtype)
+    padded[:, :columns] = x
+    return padded.reshape(rows, blocks, BLOCK)
+
+
+def _round_weight(values, kind):
+    """(numbers, scales, minima or None) of values: float32 [outputs, inputs]: int8 around zero, int4 above the smallest."""
+    blocks = in_blocks(values)
+    largest, smallest = blocks.max(axis=2), blocks.min(axis=2)
+    columns = values.shape[1]
+    if columns % BLOCK:  # the zeros past the end have no say
+        rest = values[:, columns // BLOCK * BLOCK :]
+        largest[:, -1], smallest[:, -1] = rest.max(axis=1), rest.min(axis=1)
+    if kind == "int8":
+        scales, minima = np.maximum(largest, -smallest) / LARGEST, None
+        shifted = blocks
+    else:
+        scales, minima = (largest - smallest) / np.float32(15), smallest
+        shifted = blocks - minima[..., None]
+    numbers = np.divide(shifted, scales[..., None], out=np.zeros_like(blocks), where=scales[..., None] > 0)
+    numbers = np.rint(numbers)
+    if columns % BLOCK:
+        numbers[:, -1, columns % BLOCK :] = 0
+    return numbers.astype(np.int8), scales, minima
+
+
+def _from_bits(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
