@@ -65,7 +65,7 @@ def write_gguf(
                         f"{path}: {name} of {tensor.type.name} {tensor.shape} takes {tensor.bytes} bytes; "
                         f"got {raw.dtype} {raw.shape}"
                     )
-                file.write(memoryview(np.ascontiguousarray(raw)).cast("B"))
+                file.write(np.ascontiguousarray(raw).data)
                 _pad(file, tensor.bytes)
                 progress(tensor.bytes)
         sync(temporary)

@@ -1,0 +1,81 @@
+"""What we write, opened by others: llama.cpp (the xllamacpp package) and transformers. Skipped where they are not installed."""
+
+import numpy as np
+import pytest
+from random_models import CONFIGS, random_source
+
+from fastmixer.weights.convert import convert
+from fastmixer.weights.gguf_model import open_gguf
+
+IDS = [5, 17, 300, 42, 42, 7, 101, 256, 3, 280, 11, 64]
+TOP = 10
+LIMIT = 1e-3  # llama.cpp looks its exponentials up in tables of float16
+
+
+def llama_cpp_reply(path, prompt, tokens):
+    """llama.cpp's greedy reply: (ids, {id: logprob} of the TOP likeliest at each step)."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 256, 1, False, -1
+    params.cpuparams.n_threads = 2
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    request = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "n_probs": TOP, "ignore_eos": True}
+    reply = xllamacpp.Server(params).handle_completions(request)
+    steps = reply["choices"][0]["logprobs"]["content"]
+    return [step["id"] for step in steps], [{top["id"]: top["logprob"] for top in step["top_logprobs"]} for step in steps]
+
+
+def transformers_logprobs(folder, ids):
+    """transformers' logprobs after the last of ids: float [vocab]."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        return torch.log_softmax(model(torch.tensor([ids])).logits[0], -1).numpy()
+
+
+@pytest.mark.parametrize("type_name", [None, "BF16", "Q8_0"])
+def test_llama_cpp_says_the_same_from_our_file(tmp_path, smollm2_path, type_name):
+    """As stored: the very numbers. In a finer type: the same greedy text."""
+    pytest.importorskip("xllamacpp")
+    prompt = open_gguf(smollm2_path).tokenizer.encode("The capital of France is").tolist()
+    path = convert(open_gguf(smollm2_path), tmp_path / "m.gguf", type_name)
+    ids, steps = llama_cpp_reply(path, prompt, 12)
+    expected_ids, expected = llama_cpp_reply(smollm2_path, prompt, 12)
+    assert ids == expected_ids
+    if type_name is None:
+        assert steps == expected
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_llama_cpp_and_transformers_agree_on_what_we_write(tmp_path, kind):
+    """The same random model through both writers: the two libraries, which know nothing of us, compute the same."""
+    pytest.importorskip("xllamacpp")
+    source = random_source(kind)
+    _, steps = llama_cpp_reply(convert(source, tmp_path / "m.gguf"), IDS, 2)
+    logprobs = transformers_logprobs(convert(source, tmp_path / "folder"), IDS)[-1]
+    assert len(steps[0]) == TOP
+    for token, logprob in steps[0].items():
+        assert abs(logprobs[token] - logprob) < LIMIT, (token, logprobs[token], logprob)
+    assert set(np.argsort(-logprobs)[: TOP - 2]) <= set(steps[0])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_from_our_gguf_file_has_the_same_logits(tmp_path, kind):
+    pytest.importorskip("transformers")
+    source = random_source(kind)
+    convert(source, tmp_path / "first")
+    convert(open_gguf(convert(source, tmp_path / "m.gguf")), tmp_path / "second")
+    first, second = (transformers_logprobs(tmp_path / name, IDS) for name in ("first", "second"))
+    np.testing.assert_allclose(first, second, atol=2e-5)
+
+
+def test_transformers_reads_the_tokenizer_of_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source = random_source("llama")
+    folder = convert(source, tmp_path / "folder")
+    text = "Alice introduced Bob to Chloe.\n  The bank by the river: 1234 é!"
+    found = transformers.AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+    assert found == source.tokenizer.encode(text).tolist()
