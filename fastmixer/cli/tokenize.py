@@ -47,10 +47,13 @@ def tokenize(text: str, path: Path | None, vocab_size: int, tokenizer_path: Path
         click.echo(
             f"{tokenizer.kind}: {len(ids)} tokens, {len(ids) / words:.2f} a word, vocabulary {tokenizer.vocab_size:,}"
         )
-        click.echo(
-            columns([(repr(piece)[1:-1].replace(" ", "␣"), str(i)) for piece, i in zip(pieces, ids, strict=True)])
-        )
+        click.echo(columns([(shown(piece), str(i)) for piece, i in zip(pieces, ids, strict=True)]))
         click.echo()
+
+
+def shown(piece: str) -> str:
+    r"""A piece on one line: a space as ␣, a newline as \n; bytes that are part of a character come as \xe2 already."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in piece).replace(" ", "␣")
 
 
 def columns(pairs: list[tuple[str, str]], width: int = 96) -> str:
