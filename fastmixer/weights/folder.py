@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fastmixer"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "generation_config.json")  # what Tokenizer.save may write
 CHECKPOINTS = "checkpoints"  # where a training run's folder keeps its model folders
 
 
@@ -37,7 +38,7 @@ def save_folder(
     if folder.exists():
         if not folder.is_dir():
             raise FileExistsError(f"{folder} is a file; a model is saved as a folder")
-        others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG, WEIGHTS, TOKENIZER))
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG, WEIGHTS, *TOKENIZER_FILES))
         if others:
             raise FileExistsError(f"{folder} holds {others[0]!r}, which is no part of a model; choose another folder")
     replace_folder(folder, lambda temporary: write_model(temporary, config, tensors, tokenizer))

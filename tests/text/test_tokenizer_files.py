@@ -100,7 +100,7 @@ def test_exact_bytes_of_sentencepiece_pieces(folder):
 
 def test_trained_pieces_have_bytes_too():
     for kind in ("characters", "words", "bpe"):
-        tokenizer = fm.train_tokenizer("Alice, 日本語 and “more” text", kind, 300 if kind == "bpe" else 100)
+        tokenizer = fm.train_tokenizer("Alice, 日本語 and “more” text", kind, 280 if kind == "bpe" else 100)
         ids = tokenizer.encode("Alice, 日本語 and “more” text").tolist()
         assert b"".join(tokenizer.piece_bytes(i) for i in ids).decode() == "Alice, 日本語 and “more” text"
 
@@ -125,6 +125,16 @@ def test_saved_with_all_of_it(folder, tmp_path):
         assert getattr(loaded, name) == getattr(tokenizer, name), name
     fm.train_tokenizer("some text", "bpe", 260).save(tmp_path / "trained")
     assert [path.name for path in (tmp_path / "trained").iterdir()] == ["tokenizer.json"]
+
+
+def test_a_model_with_such_a_tokenizer_is_saved_twice(folder, tmp_path):
+    from fastmixer.weights.folder import save_folder
+
+    config = {"eos_token": "</s>", "chat_template": "x"}
+    tokenizer = fm.Tokenizer.load(folder(tokenizer_config_json=config, generation_config_json={"eos_token_id": [258]}))
+    for _ in range(2):
+        save_folder(tmp_path / "model", {}, {}, tokenizer)
+    assert fm.Tokenizer.load(tmp_path / "model").end_ids == {257, 258}
 
 
 @pytest.mark.parametrize(
