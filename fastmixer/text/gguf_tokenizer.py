@@ -22,6 +22,9 @@ END_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <|end_of_text|> "
     "<eos> <EOT> [EOT] [EOS] <end_of_utterance> <｜end▁of▁sentence｜>".split()
 )
+MOST_PIECES = 1 << 21  # eight times the largest vocabulary people have
+LONGEST_PIECE = 1 << 10  # characters
+MOST_CUTTING = 1 << 30  # characters looked at to find how pieces were merged: the sum of squared lengths
 _PREFIX = "tokenizer.ggml."
 
 
@@ -112,6 +115,12 @@ def _vocabulary(fields: _Fields) -> _Vocabulary:
     pieces = fields.strings("tokens")
     if not pieces:
         raise fields.wrong("tokens", "is empty")
+    if len(pieces) > MOST_PIECES:
+        raise fields.wrong("tokens", f"must be at most {MOST_PIECES}; got {len(pieces)}")
+    longest = max(range(len(pieces)), key=lambda index: len(pieces[index]))
+    if len(pieces[longest]) > LONGEST_PIECE:
+        length = len(pieces[longest])
+        raise fields.wrong(f"tokens[{longest}]", f"must have at most {LONGEST_PIECE} characters; got {length}")
     ids = dict(zip(pieces, range(len(pieces)), strict=True))
     if len(ids) != len(pieces):
         second = next(index for index, piece in enumerate(pieces) if ids[piece] != index)
@@ -178,6 +187,9 @@ def _sentencepiece(fields: _Fields, vocabulary: _Vocabulary) -> Any:
     unknown = fields.token_id("unknown_token_id", vocabulary)
     if unknown is None:
         unknown = next(iter(np.flatnonzero(vocabulary.types == UNKNOWN).tolist()), None)
+    if sum(len(piece) ** 2 for piece in vocabulary.pieces) > MOST_CUTTING:
+        raise fields.wrong("tokens", "are too long to tell how they are merged: the sum of their squared lengths is over "
+                           f"{MOST_CUTTING}")  # fmt: skip
     falls_back = all(f"<0x{byte:02X}>" in vocabulary.ids for byte in range(256))
     if unknown is None and not falls_back:
         raise fields.wrong("unknown_token_id", "is missing, and so are pieces <0x00> to <0xFF> for unknown characters")

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,18 @@ def _changed(name, field, index, value):
 def test_what_is_refused(name, changes, problem):
     with pytest.raises(ValueError, match=f"^{re.escape(f'model.gguf: {PREFIX}{problem}')}"):
         tokenizer_from_gguf(stored_fields(name, **changes), "model.gguf")
+
+
+def test_vocabularies_made_to_take_all_time_are_refused_at_once():
+    start = time.monotonic()
+    many = [f"{index:05}" + "a" * 900 for index in range(1500)]
+    for fields, problem in (
+        (_changed("spm", "tokens", 7, "a" * 50_000_000), "tokens[7] must have at most 1024 characters; got 50000000"),
+        ({"tokens": many}, "tokens are too long to tell how they are merged: the sum of their squared lengths is over"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(f'model.gguf: {PREFIX}{problem}')}"):
+            tokenizer_from_gguf(stored_fields("spm", **fields), "model.gguf")
+    assert time.monotonic() - start < 2
 
 
 def test_a_chat_template_must_be_text():
