@@ -3,6 +3,8 @@
 A learned table's gradient is embedding_backward's. Knows nothing of where in a model positions enter.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fastmixer.kernels.select import kernels
@@ -22,16 +24,32 @@ def sinusoidal_table(context: int, dim: int) -> np.ndarray:
     return table
 
 
-def rotary_tables(context: int, head_dim: int, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(
+    context: int,
+    head_dim: int,
+    base: float = 10000.0,
+    *,
+    factors: Sequence[float] | None = None,
+    magnitude: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
     """(cos, sin), float32 [context, head_dim / 2]: of position * base^(-2 i / head_dim).
 
-    Source: Su et al. 2021 (arXiv 2104.09864). Raises ValueError for an odd head_dim.
+    factors: [head_dim / 2], each frequency is divided by its own, and magnitude multiplies cos and sin: what methods that
+    stretch a model's context come to. Source: Su et al. 2021 (arXiv 2104.09864). Raises ValueError for an odd head_dim
+    and for another number of factors.
     """
     _check_even("rotary_tables", "head_dim", head_dim)
     check_number("rotary_tables", "context", context, at_least=0)
     check_number("rotary_tables", "base", base, above=0)
-    angles = np.arange(context)[:, None] * float(base) ** (-np.arange(0, head_dim, 2) / head_dim)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    frequencies = float(base) ** (-np.arange(0, head_dim, 2) / head_dim)
+    if factors is not None:
+        if len(factors) != len(frequencies):
+            raise ValueError(
+                f"rotary_tables: factors must be head_dim / 2 = {head_dim // 2} numbers; got {len(factors)}"
+            )
+        frequencies /= np.asarray(factors, np.float64)
+    angles = np.arange(context)[:, None] * frequencies
+    return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
 
 
 def rotate(
