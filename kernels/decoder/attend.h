@@ -98,7 +98,7 @@ VEC_INLINE void attend_rows(const float *a, ptrdiff_t a_row, const char *b, ptrd
         for (int j = 0; j < vectors; j++) values[j] = load_from(b, k * b_row + column + j * VF_WIDTH, type);
         if (ahead)
             for (ptrdiff_t line = 0; line < vectors * VF_WIDTH * number_bytes(type); line += 64)
-                __builtin_prefetch(b + (k * b_row + column) * number_bytes(type) + line + ahead);
+                __builtin_prefetch(b + (k * b_row + column) * number_bytes(type) + line + ahead, 0, 2);
         for (int i = 0; i < rows; i++) {
             vf x = vf_set(a[i * a_row + k]);
             for (int j = 0; j < vectors; j++) sums[i][j] = vf_fma(x, values[j], sums[i][j]);
@@ -150,7 +150,7 @@ typedef struct {
     const float *key_scales;
     const float *value_scales;
     ptrdiff_t value_row;
-    ptrdiff_t keys_ahead, values_ahead;
+    ptrdiff_t ahead;
     int type;
 } Page;
 
@@ -175,7 +175,7 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
     }
     if (lowest >= highest) return;
     attend_product(queries + row * g->dim, g->dim, rows, page->keys, PAGE_KEYS, weights, PAGE_KEYS, PAGE_KEYS, head_dim,
-                   page->keys_ahead, page->type, 0);
+                   page->ahead, page->type, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * PAGE_KEYS;
         vf most = vf_set(-INFINITY);
@@ -217,7 +217,7 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
     }
     /* Keys that nobody sees may hold anything, NaN too: they are left out, not multiplied by zero. */
     attend_product(weights + lowest, PAGE_KEYS, rows, page->values + lowest * page->value_row * number_bytes(page->type),
-                   page->value_row, g->blend + row * g->dim, g->dim, g->dim, highest - lowest, page->values_ahead, page->type,
+                   page->value_row, g->blend + row * g->dim, g->dim, g->dim, highest - lowest, page->ahead, page->type,
                    1);
 }
 

@@ -19,7 +19,7 @@ cdef extern from "decoder/attend.h" nogil:
         const char *values
         const float *key_scales
         const float *value_scales
-        ptrdiff_t value_row, keys_ahead, values_ahead
+        ptrdiff_t value_row, ahead
         int type
     void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
                      ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
@@ -107,6 +107,12 @@ cdef inline ptrdiff_t place_in_pages(const Step *s, const Layer *layer, ptrdiff_
     return (layer.index * s.pages[layer.group].pages + page) * s.model.kv_heads + kv_head
 
 
+cdef inline ptrdiff_t place_of(const Step *s, const Layer *layer, const AttendTask *task, ptrdiff_t page) noexcept nogil:
+    """Where the task finds its kv head in its sequence's page `page`."""
+    cdef const Pages *pages = &s.pages[layer.group]
+    return place_in_pages(s, layer, pages.tables[task.sequence * pages.table_pages + page], task.kv_head)
+
+
 cdef void remember_block(void *argument, ptrdiff_t task) noexcept nogil:
     """For a block of tokens: q and k normed and turned, q scaled, k and v written into their pages."""
     cdef Step *s = <Step *>argument
@@ -187,12 +193,13 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef Pages *pages = &s.pages[layer.group]
     cdef const AttendTask *task = &s.attend[layer.group][index]
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = padded(m.head_dim), rows = task.count * heads
-    cdef ptrdiff_t row, i, page, position, number, place, token = s.starts[task.sequence] + task.first
+    cdef ptrdiff_t row, i, page, position, place, token = s.starts[task.sequence] + task.first
     cdef Gathered g
     cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + PAGE_KEYS * (m.head_dim + dim)))
     cdef float *keys = queries + rows * dim
     cdef float *values = keys + PAGE_KEYS * m.head_dim
     cdef Page look
+    cdef const AttendTask *next_task
     cdef ptrdiff_t first[ATTEND_ROWS]
     cdef ptrdiff_t end[ATTEND_ROWS]
     g.blend, g.dim = values + PAGE_KEYS * dim, dim
@@ -209,21 +216,20 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     memset(g.blend, 0, sizeof(float) * rows * dim)
 
     for page in range(task.first_page, task.end_page):
-        number = pages.tables[task.sequence * pages.table_pages + page]
-        if number < 0:
+        if pages.tables[task.sequence * pages.table_pages + page] < 0:
             continue  # a window has passed it
-        place = place_in_pages(s, layer, number, task.kv_head)
+        place = place_of(s, layer, task, page)
         look.keys, look.values = pages.keys + place * s.page_bytes, pages.values + place * s.page_bytes
         look.key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
         look.value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
-        look.type, look.value_row, look.keys_ahead, look.values_ahead = s.page_type, m.head_dim, 0, 0
+        look.type, look.value_row, look.ahead = s.page_type, m.head_dim, 0
         if rows <= ATTEND_ROWS and dim == m.head_dim:
-            # few rows read the page as it lies, once, and ask for the next one on the way
+            # few rows read the page as it lies, once, and ask on the way for the one that this thread is likely to read next
             if page + 1 < task.end_page:
-                look.keys_ahead = s.page_bytes * (
-                    place_in_pages(s, layer, pages.tables[task.sequence * pages.table_pages + page + 1], task.kv_head) - place
-                )
-                look.values_ahead = look.keys_ahead
+                look.ahead = s.page_bytes * (place_of(s, layer, task, page + 1) - place)
+            elif index + pool_threads() < s.attend_tasks[layer.group]:
+                next_task = task + pool_threads()
+                look.ahead = s.page_bytes * (place_of(s, layer, next_task, next_task.first_page) - place)
         elif s.page_type != PAGES_FLOAT32 or dim != m.head_dim:
             widen_page(look.keys, s.page_type, m.head_dim, PAGE_KEYS, keys, PAGE_KEYS)
             widen_page(look.values, s.page_type, PAGE_KEYS, m.head_dim, values, dim)

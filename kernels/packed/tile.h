@@ -272,6 +272,7 @@ PANEL_DOTS(panel_dot_4_minimum, 4, 0, 1)
 PANEL_DOTS(panel_dot_8_half, 8, 1, 0)
 PANEL_DOTS(panel_dot_8_half_minimum, 8, 1, 1)
 PANEL_DOTS(panel_dot_8, 8, 0, 0)
+PANEL_DOTS(panel_dot_8_minimum, 8, 0, 1)
 #undef PANEL_DOTS
 
 /* sums [rows <= FEW][VF_WIDTH] of one panel, whatever its form. 4-bit numbers with float scales always have minima. */
@@ -281,7 +282,7 @@ static void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, c
         (w->minimum ? panel_dot_4_half_minimum : panel_dot_4_half)(rows, w, panel, x, row, sums);
     else if (w->bits == 4) panel_dot_4_minimum(rows, w, panel, x, row, sums);
     else if (w->half) (w->minimum ? panel_dot_8_half_minimum : panel_dot_8_half)(rows, w, panel, x, row, sums);
-    else panel_dot_8(rows, w, panel, x, row, sums);
+    else (w->minimum ? panel_dot_8_minimum : panel_dot_8)(rows, w, panel, x, row, sums);
 }
 
 #endif
