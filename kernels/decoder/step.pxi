@@ -67,7 +67,7 @@ cdef ptrdiff_t buffer_bytes(const Model *m, ptrdiff_t tokens) noexcept nogil:
     cdef ptrdiff_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim
     return (
         2 * lines(2 * tokens) + 2 * lines(tokens * m.dim) + 2 * lines(tokens * q) + 2 * lines(tokens * kv)
-        + 2 * lines(tokens * m.hidden) + lines(tokens * widest(m) // 2 + 1) + quantized_bytes(tokens, widest(m) // PAIR + 1) + 64
+        + 2 * lines(tokens * m.hidden) + lines(tokens * halved(widest(m))) + quantized_bytes(tokens, widest(m) // PAIR + 1) + 64
     )
 
 
@@ -82,7 +82,7 @@ cdef void carve_buffers(Step *s, char **memory) noexcept nogil:
     s.v = take_floats(memory, s.tokens * m.kv_heads * m.head_dim)
     s.attended = take_floats(memory, s.tokens * m.heads * m.head_dim)
     s.wide, s.other = take_floats(memory, s.tokens * m.hidden), take_floats(memory, s.tokens * m.hidden)
-    s.pairs = take_floats(memory, s.tokens * widest(m) // 2 + 1)
+    s.pairs = take_floats(memory, s.tokens * halved(widest(m)))
     s.quantized = take_floats(memory, (quantized_bytes(s.tokens, widest(m) // PAIR + 1) + 3) // 4)
     for sequence in range(s.sequences):
         for t in range(s.starts[sequence], s.starts[sequence + 1]):

@@ -143,15 +143,13 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
             op.parts[0].out, op.parts[0].out_row = &out[0, 0], out.shape[1]
             op.count, op.x, op.tokens = 1, quantized, x.shape[0]
             packed_linears(&op)
-    elif not matrix.bfloat16 or matrix.width == x.shape[1]:
+    else:
         rows.x, rows.weight, rows.bfloat16 = &x[0, 0], matrix.rows, matrix.bfloat16
         rows.bias, rows.out = &bias[0] if bias is not None else NULL, &out[0, 0]
         rows.tokens, rows.inputs, rows.outputs = x.shape[0], x.shape[1], out.shape[1]
         with nogil:
-            rows.pairs = <float *>pool_shared(sizeof(float) * (x.shape[0] * x.shape[1] // 2 + 1))
+            rows.pairs = <float *>pool_shared(sizeof(float) * (x.shape[0] * halved(x.shape[1])))
             linear_rows(&rows)
-    else:  # an odd number of inputs: pairs end with a zero
-        packed_linear(np.pad(np.asarray(x), ((0, 0), (0, 1))), PackedWeight("bfloat16", weight.outputs, matrix.width, weight.arrays), bias, out)
 
 
 def packed_rows(weight, const int64_t[::1] ids, float[:, ::1] out):

@@ -16,8 +16,8 @@ cdef enum:
 
 cdef struct RowsTask:
     const float *x  # [tokens, inputs]
-    float *pairs  # scratch [tokens, inputs / 2] for x in bfloat16; not needed for float32
-    const float *weight  # float32 [outputs, inputs], or pairs [outputs, inputs / 2]
+    float *pairs  # scratch [tokens, halved(inputs)] for x in bfloat16; not needed for float32
+    const float *weight  # float32 [outputs, inputs], or pairs [outputs, halved(inputs)]
     bint bfloat16
     const float *bias
     float *out  # [tokens, outputs]
@@ -27,7 +27,7 @@ cdef struct RowsTask:
 
 cdef int linear_rows(RowsTask *op) except -1 nogil:
     cdef GemmTask g
-    cdef ptrdiff_t depth = op.inputs // 2 if op.bfloat16 else op.inputs
+    cdef ptrdiff_t depth = halved(op.inputs) if op.bfloat16 else op.inputs
     cdef const float *x = op.x
     if op.bfloat16:
         make_pairs(op.x, op.inputs, op.tokens, op.inputs, op.pairs, NULL)
@@ -45,7 +45,7 @@ cdef void few_rows_of_pairs(void *argument, ptrdiff_t task) noexcept nogil:
     cdef RowsTask *op = <RowsTask *>argument
     cdef float sums[FEW * VF_WIDTH]
     cdef float spare[FEW * DOT_COLUMNS]
-    cdef ptrdiff_t half = op.inputs // 2, column = task * ROWS_A_TASK, stop = min(op.outputs, (task + 1) * ROWS_A_TASK)
+    cdef ptrdiff_t half = halved(op.inputs), column = task * ROWS_A_TASK, stop = min(op.outputs, (task + 1) * ROWS_A_TASK)
     cdef ptrdiff_t j, t, i, columns
     while column < stop:
         columns = min(VF_WIDTH, stop - column)
