@@ -24,10 +24,10 @@ GEMMA = {
     **SIZES, "head_dim": 12, "num_hidden_layers": 4, "sliding_window": 7, "query_pre_attn_scalar": 10,
     "hidden_activation": "gelu_pytorch_tanh",
 }  # fmt: skip
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
+    "original_max_position_embeddings": 64,
 }  # fmt: skip
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.05, 1.2], "long_factor": [1.5, 3.0, 7.0],
@@ -50,8 +50,8 @@ MODELS = {
         {**SIZES, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
         "float16",
     ),
-    "llama-3": ("LlamaConfig", {**SIZES, "head_dim": 16, "rope_parameters": LLAMA3}, "bfloat16"),
-    "llama-yarn": ("LlamaConfig", {**SIZES, "head_dim": 16, "rope_parameters": YARN}, "bfloat16"),
+    "llama-3": ("LlamaConfig", {**SIZES, "head_dim": 16, "max_position_embeddings": 256, "rope_parameters": LLAMA3}, "bfloat16"),
+    "llama-yarn": ("LlamaConfig", {**SIZES, "head_dim": 16, "max_position_embeddings": 256, "rope_parameters": YARN}, "bfloat16"),
     "mistral": ("MistralConfig", {**SIZES, "sliding_window": 7, "head_dim": 12}, "bfloat16"),
     "qwen2": (
         "Qwen2Config",
@@ -98,7 +98,7 @@ def make(name: str) -> None:
     config = getattr(transformers, kind)(**values)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
-        for tensor_name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases that say something
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model = model.to(getattr(torch, dtype))
