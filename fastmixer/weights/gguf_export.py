@@ -98,6 +98,10 @@ def _mismatches(config: ModelConfig, name: str) -> Iterator[str]:
         yield f"attention_softcap {config.attention_softcap!r}"
     if config.logit_softcap and not architecture.scaled_embedding:
         yield f"logit_softcap {config.logit_softcap!r}"
+    if name == "gpt2" and config.kv_heads != config.heads:
+        yield f"kv_heads {config.kv_heads}"
+    if name == "gpt2" and config.head_dim * config.heads != config.dim:
+        yield f"head_dim {config.head_dim}"
     if name == "gemma2" and not config.tied_head:
         yield "tied_head False"
     yield from _mismatches_of_windows(config, name)
@@ -113,9 +117,7 @@ def _mismatches_of_windows(config: ModelConfig, name: str) -> Iterator[str]:
         yield "window None"
     if config.window is not None and name not in ("llama", "phi3", "gemma2", "gemma3"):
         yield f"window {config.window}"
-    if config.window is not None and _period(config) is None:
-        yield f"local_layers {config.local_layers!r}"
-    if architecture.local_period == 1 and config.window is not None and _period(config) not in (1, None):
+    if config.window is not None and _period(config, architecture) is None:
         yield f"local_layers {config.local_layers!r}"
     base = architecture.defaults.get("rope.freq_base_swa")
     local_base = config.local_rotary_base
@@ -125,12 +127,14 @@ def _mismatches_of_windows(config: ModelConfig, name: str) -> Iterator[str]:
         yield "local_rotary_base None"
 
 
-def _period(config: ModelConfig) -> int | None:
-    """Of every so many layers all but the last see only the window; 1 if all layers do, None if there is no such number."""
-    if config.local_layers is None:
-        return 1
-    for period in range(2, config.layers + 2):
-        if all(local == (i % period < period - 1) for i, local in enumerate(config.local_layers)):
+def _period(config: ModelConfig, architecture: Architecture) -> int | None:
+    """Of every so many layers all but the last see only the window; 1 if all layers do in an architecture where that goes
+    without saying. None if there is no such number."""
+    flags = config.local_layers or (True,) * config.layers
+    if architecture.local_period == 1:
+        return 1 if all(flags) else None
+    for period in (architecture.local_period, *range(2, config.layers + 2)):
+        if all(local == (i % period < period - 1) for i, local in enumerate(flags)):
             return period
     return None
 
@@ -153,8 +157,9 @@ def _metadata(source: ModelSource, name: str) -> dict[str, Any]:
         fields["final_logit_softcapping"] = float(config.logit_softcap)
     if config.window is not None:
         fields["attention.sliding_window"] = config.window
-        if _period(config) != architecture.local_period:
-            fields["attention.sliding_window_pattern"] = _period(config)
+        period = _period(config, architecture)
+        if period != architecture.local_period:
+            fields["attention.sliding_window_pattern"] = period
     if "rope.freq_base_swa" in architecture.defaults and config.local_rotary_base is not None:
         fields["rope.freq_base_swa"] = float(config.local_rotary_base)
     metadata: dict[str, Any] = {"general.architecture": name, "general.type": "model", "general.name": source.name}

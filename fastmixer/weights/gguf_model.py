@@ -250,8 +250,9 @@ def _window(fields: _Fields, architecture: Architecture, layers: int, base: floa
             raise fields.wrong("attention.sliding_window_pattern", f"must be {layers} bools; got {_short(pattern)}")
         local = tuple(bool(flag) for flag in pattern)
     else:
-        period = fields.count("attention.sliding_window_pattern", architecture.local_period, low=0)
-        local = tuple(period == 1 or (period > 0 and layer % period < period - 1) for layer in range(layers))
+        usual = architecture.local_period if architecture.local_period > 1 else 0  # 0: every layer
+        period = fields.count("attention.sliding_window_pattern", usual, low=0)
+        local = tuple(period == 0 or layer % period < period - 1 for layer in range(layers))
     if not any(local):
         return {}
     found: dict[str, Any] = {"window": window, "local_layers": None if all(local) else local}

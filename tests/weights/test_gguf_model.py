@@ -208,6 +208,31 @@ def test_local_layers_by_a_list(llama, tmp_path):
     assert found.window == 7 and found.local_layers == (True, False, True)
 
 
+@pytest.mark.parametrize(
+    ("layers", "local", "written"),
+    [
+        (7, (True, False, True, False, True, False, True), 2),
+        (7, (True,) * 7, 8),
+        (7, (True, True, True, False, True, True, True), 4),
+        (3, (True,) * 3, None),  # the usual period of 6 says so already
+    ],
+)
+def test_local_layers_by_their_period(tmp_path, layers, local, written):
+    path = convert(random_source("gemma3", layers=layers, local_layers=local), tmp_path / "m.gguf")
+    assert GGUFFile(path).metadata.get("gemma3.attention.sliding_window_pattern") == written
+    found = open_gguf(path).config
+    assert (found.local_layers or (True,) * layers) == local and found.window == 5
+
+
+@pytest.mark.parametrize(("period", "local"), [(0, None), (2, (True, False, True)), (3, (True, True, False))])
+def test_a_period_in_the_file(llama, tmp_path, period, local):
+    fields = {"llama.attention.sliding_window": 7, "llama.attention.sliding_window_pattern": period}
+    found = opened(llama, tmp_path, fields).config
+    assert found.window == 7 and found.local_layers == local
+    every = {"llama.attention.sliding_window": 7, "llama.attention.sliding_window_pattern": 1}
+    assert opened(llama, tmp_path, every).config.window is None
+
+
 def test_fields_that_may_be_absent_or_stand_for_each_layer(llama, tmp_path):
     absent = ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.freq_base", "llama.rope.dimension_count",
               "llama.vocab_size", "general.name", "general.sampling.temp", "general.sampling.top_k", "general.sampling.top_p")  # fmt: skip
