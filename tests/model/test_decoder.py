@@ -13,7 +13,7 @@ from fastmixer.model.decoder import Decoder
 from fastmixer.model.transformer import Transformer
 from fastmixer.ops.bfloat16 import is_fast
 from fastmixer.weights.quantized import BY_NAME
-from fastmixer.weights.source import ModelSource
+from fastmixer.weights.source import ModelSource, open_source
 from fastmixer.weights.stored import StoredTensor
 
 TINY = Path(__file__).parent / "tiny"
@@ -52,8 +52,6 @@ def all_logits(decoder, ids, chunks=None, dtype="float32"):
 
 
 def open_tiny(name, tokens):
-    from fastmixer.weights.source import open_source
-
     # Phi-3's rotation depends on the context that is asked for
     return open_source(TINY / name, context=16 if name == "phi3" and tokens == 9 else 64)
 
