@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from random_models import CONFIGS, VOCAB, random_source, tiny_tokenizer
 
+from fastmixer.model.config import ModelConfig
+from fastmixer.model.transformer import Transformer
 from fastmixer.text import Tokenizer, train_tokenizer
 from fastmixer.text.conventions import Conventions
 from fastmixer.text.gguf_tokenizer import tokenizer_from_gguf
@@ -17,6 +20,7 @@ from fastmixer.weights.gguf_vocabulary import tokenizer_fields
 from fastmixer.weights.hf_export import hf_config
 from fastmixer.weights.names import from_gpt2, from_llama
 from fastmixer.weights.quantized import BY_NAME, dequantize, quantize
+from fastmixer.weights.source import open_source
 
 TEXT = "Alice introduced Bob to Chloe.\n\n  The bank by the river: 1234 naïve ☃ bytes, don't you think?"
 
@@ -63,6 +67,41 @@ def test_a_folders_other_files(tmp_path):
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["temperature"] == 0.5 and generation["top_k"] == 40 and generation["eos_token_id"] == tiny_tokenizer().end_id
     np.testing.assert_array_equal(Tokenizer.load(folder).encode(TEXT), tiny_tokenizer().encode(TEXT))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_comes_back(tmp_path, kind):
+    source = random_source(kind, **({"window": 9} if kind == "mistral" else {}))
+    found = open_source(convert(source, tmp_path / "folder"))
+    for field, value in asdict(source.config).items():
+        there = getattr(found.config, field)
+        if field == "qkv_bias":
+            assert found.config.has_qkv_bias == source.config.has_qkv_bias
+        elif field == "attention_scale":
+            assert there is None or there == pytest.approx(source.config.head_dim**-0.5)
+        elif isinstance(value, float):
+            assert there == pytest.approx(value), field
+        else:
+            assert there == value, field
+    assert set(found.tensors) == set(source.tensors)
+    for name, tensor in source.tensors.items():
+        np.testing.assert_allclose(found.tensors[name].values(), tensor.values(), rtol=1e-6, atol=1e-6, err_msg=name)
+    assert found.generation["temperature"] == 0.5
+    np.testing.assert_array_equal(found.tokenizer.encode(TEXT), source.tokenizer.encode(TEXT))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "llama-tiny"])
+@pytest.mark.parametrize("target", ["m.gguf", "folder"])
+def test_a_model_that_was_trained_here(tmp_path, preset, target):
+    model = Transformer(ModelConfig.preset(preset, vocab=VOCAB, layers=2), seed=1, tokenizer=tiny_tokenizer())
+    model.save(tmp_path / "trained")
+    source = open_source(tmp_path / "trained")
+    found = open_source(convert(source, tmp_path / target))
+    assert set(found.tensors) == set(source.tensors)
+    for name, tensor in source.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name].values(), tensor.values(), err_msg=name)
+    qkv = model.parameters["layers.1.attention.qkv.weight"]
+    np.testing.assert_array_equal(found.tensors["layers.1.attention.q.weight"].values(), qkv[:, :128].T)
 
 
 def test_gemmas_norms_are_stored_less_one_and_phis_parts_together(tmp_path):

@@ -6,6 +6,7 @@ from random_models import CONFIGS, random_source
 
 from fastmixer.weights.convert import convert
 from fastmixer.weights.gguf_model import open_gguf
+from fastmixer.weights.source import open_source
 
 IDS = [5, 17, 300, 42, 42, 7, 101, 256, 3, 280, 11, 64]
 TOP = 10
@@ -70,6 +71,42 @@ def test_a_folder_from_our_gguf_file_has_the_same_logits(tmp_path, kind):
     convert(open_gguf(convert(source, tmp_path / "m.gguf")), tmp_path / "second")
     first, second = (transformers_logprobs(tmp_path / name, IDS) for name in ("first", "second"))
     np.testing.assert_allclose(first, second, atol=2e-5)
+
+
+SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e5,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+THEIRS = {
+    "LlamaForCausalLM": ("LlamaConfig", {**SIZES, "rope_parameters": LLAMA3}),
+    "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 320, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}),
+    "Qwen3ForCausalLM": ("Qwen3Config", {**SIZES, "head_dim": 32}),
+    "Gemma2ForCausalLM": ("Gemma2Config", {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}),
+}
+
+
+@pytest.mark.parametrize("model_class", THEIRS)
+def test_a_model_that_transformers_made_keeps_its_logits(tmp_path, model_class):
+    """Their folder -> our folder, and their folder -> GGUF -> our folder."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config_class, fields = THEIRS[model_class]
+    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.15)
+    model.save_pretrained(tmp_path / "theirs")
+    source = open_source(tmp_path / "theirs")
+    convert(source, tmp_path / "ours")
+    convert(open_gguf(convert(source, tmp_path / "m.gguf")), tmp_path / "through")
+    expected = transformers_logprobs(tmp_path / "theirs", IDS)
+    assert np.ptp(expected) > 1
+    for name in ("ours", "through"):
+        np.testing.assert_allclose(transformers_logprobs(tmp_path / name, IDS), expected, atol=2e-5, err_msg=name)
 
 
 def test_transformers_reads_the_tokenizer_of_a_folder(tmp_path):
