@@ -135,7 +135,7 @@ class _Header:
         kind = self._number("I", f"element type of {name}")
         if kind == _STRING:
             count = self._count(f"length of {name}", _SMALLEST_STRING)
-            return [self._string(f"{name}[{index}]") for index in range(count)]
+            return self._strings(name, count)
         if kind not in _SCALARS:
             raise self._wrong(name, f"is an array of value type {kind}; arrays of numbers, bools and strings are known")
         label, letter = _SCALARS[kind]
@@ -232,6 +232,26 @@ class _Header:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._wrong(field, f"is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from error
+
+    def _strings(self, field: str, count: int) -> list[str]:
+        """As _string for each; a vocabulary has 100,000 of them, so that the loop holds only what every one needs."""
+        unpack, data, limit = struct.Struct("<Q").unpack_from, self._data, min(self._size, MAX_HEADER)
+        strings: list[str] = []
+        at = self._at
+        for index in range(count):
+            start = at + _SMALLEST_STRING
+            end = start + unpack(data, at)[0] if start <= limit else limit + 1
+            try:
+                strings.append(data[start:end].decode() if end <= limit else self._string_at(at, f"{field}[{index}]"))
+            except UnicodeDecodeError:
+                self._string_at(at, f"{field}[{index}]")  # says what is wrong
+            at = end
+        self._at = at
+        return strings
+
+    def _string_at(self, at: int, field: str) -> str:
+        self._at = at
+        return self._string(field)
 
     def _wrong(self, field: str, problem: str) -> ValueError:
         return ValueError(f"{self._path}: {field} {problem}")

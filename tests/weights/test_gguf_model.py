@@ -344,6 +344,40 @@ def test_wrong_phi3(phi3, tmp_path):
             opened(phi3, tmp_path, fields, tensors)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """(bytes of a whole small model without a tokenizer, where its tensors begin)."""
+    source = random_source("gemma2", layers=1, dim=8, heads=2, kv_heads=1, hidden=8, head_dim=4, vocab=8, local_layers=(True,), embedding_scale=8**0.5)
+    source.tokenizer = None
+    path = convert(source, tmp_path_factory.mktemp("plain") / "plain.gguf")
+    return path.read_bytes(), min(info.start for info in GGUFFile(path).tensors.values())
+
+
+def test_cut_at_every_byte_of_the_header(plain, tmp_path):
+    content, header = plain
+    path = tmp_path / "m.gguf"
+    for length in range(1, header):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"m\.gguf: "):
+            open_gguf(path)
+
+
+def test_any_byte_changed_is_opened_or_refused(plain, tmp_path, rng):
+    content, header = plain
+    path = tmp_path / "m.gguf"
+    for _ in range(1000):
+        changed = bytearray(content)
+        for at in rng.integers(4, header, rng.integers(1, 4)):
+            changed[at] = rng.integers(0, 256)
+        path.write_bytes(changed)
+        try:
+            found = open_gguf(path)
+        except ValueError as error:
+            assert "m.gguf: " in str(error)
+        else:
+            assert {name: tensor.values().shape for name, tensor in found.tensors.items()} == expected_tensors(found.config)
+
+
 def test_every_known_architecture_is_named_once():
     assert list(ARCHITECTURES) == ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2"]
     assert CONTEXT == 64
