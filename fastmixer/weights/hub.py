@@ -27,7 +27,6 @@ def download(name: str, *, offline: bool | None = None, revision: str | None = N
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
             GatedRepoError,
-            HfHubHTTPError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
@@ -56,8 +55,12 @@ def download(name: str, *, offline: bool | None = None, revision: str | None = N
         raise ConnectionError(
             f"{wanted} is not in the cache, and huggingface.co could not be reached: {error}"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ConnectionError(f"{wanted} could not be fetched from huggingface.co: {error}") from error
+    except Exception as error:  # whatever its HTTP library raises; which one that is differs between versions
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk, say
+            raise
+        raise ConnectionError(
+            f"{wanted} could not be fetched from huggingface.co: {type(error).__name__}: {error}"
+        ) from error
     found = Path(folder)
     if not (found / "config.json").exists():
         reason = "the cache holds" if offline else "it holds"
