@@ -1,27 +1,30 @@
 # Forward: a task is (sequence, head, tile of queries); tiles of keys pass by, four rows of queries meet them at a time.
 
+cdef enum:
+    FORWARD_QUERIES = 128  # so many share what it costs to pack a tile of keys
+
 cdef struct ForwardTile:
-    float *queries  # [QUERY_TILE, dim], times scale
+    float *queries  # [FORWARD_QUERIES, dim], times scale
     float *keys_t  # [head_dim, KEY_TILE]
     float *values  # [KEY_TILE, dim]
     float *weights  # [GROUP, KEY_TILE]
-    float *blend  # [QUERY_TILE, dim]: the sum of weights times values so far
-    float *totals  # [QUERY_TILE, VF_WIDTH]: the sum of weights so far, a part in each lane
-    float *largest  # [QUERY_TILE]: the largest score so far
+    float *blend  # [FORWARD_QUERIES, dim]: the sum of weights times values so far
+    float *totals  # [FORWARD_QUERIES, VF_WIDTH]: the sum of weights so far, a part in each lane
+    float *largest  # [FORWARD_QUERIES]: the largest score so far
 
 
 cdef inline ForwardTile carve_forward(ptrdiff_t dim) noexcept nogil:
     cdef ForwardTile t
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * ((2 * QUERY_TILE + 2 * KEY_TILE) * dim + GROUP * KEY_TILE + QUERY_TILE * (VF_WIDTH + 1))
+        sizeof(float) * ((2 * FORWARD_QUERIES + 2 * KEY_TILE) * dim + GROUP * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
     )
     t.queries = place
-    t.keys_t = t.queries + QUERY_TILE * dim
+    t.keys_t = t.queries + FORWARD_QUERIES * dim
     t.values = t.keys_t + KEY_TILE * dim
     t.weights = t.values + KEY_TILE * dim
     t.blend = t.weights + GROUP * KEY_TILE
-    t.totals = t.blend + QUERY_TILE * dim
-    t.largest = t.totals + QUERY_TILE * VF_WIDTH
+    t.totals = t.blend + FORWARD_QUERIES * dim
+    t.largest = t.totals + FORWARD_QUERIES * VF_WIDTH
     return t
 
 
@@ -31,15 +34,15 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t tile = op.query_tiles - 1 - task % op.query_tiles
     cdef ptrdiff_t head = task // op.query_tiles % op.heads
     cdef Span span = span_of(op, task // op.query_tiles // op.heads)
-    cdef ptrdiff_t first = tile * QUERY_TILE, count = min(QUERY_TILE, span.nq - first)
-    cdef ptrdiff_t kv_head = head // (op.heads // op.kv_heads), i, key, key_end, keys
+    cdef ptrdiff_t first = tile * FORWARD_QUERIES, count = min(FORWARD_QUERIES, span.nq - first)
+    cdef ptrdiff_t kv_head = head // (op.heads // op.kv_heads), i, key, key_end, keys, ahead
     cdef ForwardTile t
     if count <= 0:
         return
     t = carve_forward(op.dim)
     pack_rows(row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.head_dim, op.scale, t.queries, op.dim)
-    memset(t.blend, 0, sizeof(float) * QUERY_TILE * op.dim)
-    memset(t.totals, 0, sizeof(float) * QUERY_TILE * VF_WIDTH)
+    memset(t.blend, 0, sizeof(float) * FORWARD_QUERIES * op.dim)
+    memset(t.totals, 0, sizeof(float) * FORWARD_QUERIES * VF_WIDTH)
     for i in range(count):
         t.largest[i] = -INFINITY
 
@@ -51,6 +54,10 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
         pack_rows(row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, op.head_dim, 1, t.values, op.dim)
         i = 0
         while i < count:
+            if i < min(KEY_TILE, key_end - key - KEY_TILE):
+                ahead = span.k_start + key + KEY_TILE + i
+                ask_for_rows(row_of(&op.k, span.batch, kv_head, ahead), op.k.row, GROUP, op.head_dim)
+                ask_for_rows(row_of(&op.v, span.batch, kv_head, ahead), op.v.row, GROUP, op.head_dim)
             forward_group(op, &span, &t, head, first, i, min(GROUP, count - i), key, keys)
             i += GROUP
         key += KEY_TILE

@@ -22,6 +22,7 @@ cdef extern from "attention/tile.h" nogil:
     void pack_transposed(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
                          ptrdiff_t out_stride)
     void copy_row(float *out, const float *row, ptrdiff_t count)
+    void ask_for_rows(const float *rows, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t width)
 
 cdef extern from "philox.h" nogil:
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
@@ -39,7 +40,7 @@ def attention_forward(const float[:, :, :, :] q, const float[:, :, :, :] k, cons
     set_options(&op, q, k, spans, scale, causal, window, dropout, seed)
     op.q, op.k, op.v, op.out = view_of(q), view_of(k), view_of(v), view_of(out)
     op.log_sum_exp = &log_sum_exp[0, 0, 0]
-    op.query_tiles = tiles_of_longest(spans, 1, QUERY_TILE)
+    op.query_tiles = tiles_of_longest(spans, 1, FORWARD_QUERIES)
     with nogil:
         pool_run(forward_tile, &op, op.sequences * op.heads * op.query_tiles)
 

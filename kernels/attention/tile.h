@@ -62,6 +62,12 @@ VEC_INLINE vf vf_only(vf x, ptrdiff_t first, ptrdiff_t end) {
     return vf_select((lanes >= (int32_t)first) & (lanes < (int32_t)end), x, vf_set(-INFINITY));
 }
 
+/* Asks for rows that are packed soon: packing them cold waits for memory longer than it works. */
+VEC_INLINE void ask_for_rows(const float *rows, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t width) {
+    for (ptrdiff_t i = 0; i < count; i++)
+        for (ptrdiff_t j = 0; j < width; j += 16) __builtin_prefetch(rows + i * stride + j, 0, 2); /* 64 bytes */
+}
+
 VEC_INLINE void copy_row(float *out, const float *row, ptrdiff_t count) {
     ptrdiff_t j = 0;
     for (; j + VF_WIDTH <= count; j += VF_WIDTH) vf_store(out + j, vf_load(row + j));
