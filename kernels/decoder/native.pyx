@@ -155,14 +155,14 @@ cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False)
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
-    project(s, s.normed, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0)
+    project(s, s.normed, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, True)
     pool_run(remember_block, s, blocks_of(s.tokens))
     pool_run(attend_block, s, s.attend_tasks[layer.group])
     if s.join_count[layer.group]:
         pool_run(join_block, s, s.join_count[layer.group])
     maps[0], outs[0] = &layer.output, s.normed if layer.attention_post_norm.present else s.x
     project(s, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
-            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0)
+            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0, False)
     if layer.attention_post_norm.present:
         normalize(&layer.attention_post_norm, s.normed, s.x, s.tokens, m.dim, True)
     # feedforward: what it makes of it, each token alone
@@ -185,7 +185,7 @@ cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits
     if logits == NULL:
         return 0
     maps[0], outs[0] = &m.head, logits
-    project(s, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0)
+    project(s, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0, True)
     if m.logit_softcap > 0:
         for i in range(count * m.vocab):
             logits[i] = m.logit_softcap * tanhf(logits[i] / m.logit_softcap)

@@ -67,7 +67,7 @@ cdef ptrdiff_t buffer_bytes(const Model *m, ptrdiff_t tokens) noexcept nogil:
     cdef ptrdiff_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim
     return (
         2 * lines(2 * tokens) + 2 * lines(tokens * m.dim) + 2 * lines(tokens * q) + 2 * lines(tokens * kv)
-        + 2 * lines(tokens * m.hidden) + lines(tokens * halved(widest(m))) + quantized_bytes(tokens, widest(m) // PAIR + 1) + 64
+        + 2 * lines(tokens * m.hidden) + lines(tokens * halved(widest(m))) + quantized_bytes(2 * tokens, widest(m) // PAIR + 1) + 64
     )
 
 
@@ -83,7 +83,7 @@ cdef void carve_buffers(Step *s, char **memory) noexcept nogil:
     s.attended = take_floats(memory, s.tokens * m.heads * m.head_dim)
     s.wide, s.other = take_floats(memory, s.tokens * m.hidden), take_floats(memory, s.tokens * m.hidden)
     s.pairs = take_floats(memory, s.tokens * halved(widest(m)))
-    s.quantized = take_floats(memory, (quantized_bytes(s.tokens, widest(m) // PAIR + 1) + 3) // 4)
+    s.quantized = take_floats(memory, (quantized_bytes(2 * s.tokens, widest(m) // PAIR + 1) + 3) // 4)
     for sequence in range(s.sequences):
         for t in range(s.starts[sequence], s.starts[sequence + 1]):
             s.sequence_of[t] = sequence
@@ -171,8 +171,9 @@ cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width
 # ---- linear maps ----
 
 cdef int project(Step *s, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear **linears, float **outs, int count,
-                 int mode, int activation) except -1 nogil:
-    """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region."""
+                 int mode, int activation, bint fine) except -1 nogil:
+    """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region,
+    fine where rounding x costs most (reference.py)."""
     cdef LinearTask packed
     cdef RowsTask dense
     cdef ptrdiff_t i
@@ -189,9 +190,9 @@ cdef int project(Step *s, const float *x, ptrdiff_t rows, ptrdiff_t width, const
             dense.outputs, dense.mode, dense.activation = linears[i].weight.outputs, mode, activation
             linear_rows(&dense)
     if packed.count:
-        packed.x = carve_quantized(s.quantized, rows, width)
-        quantize_rows(x, width, rows, width, &packed.x)
-        packed.tokens, packed.mode, packed.activation = rows, mode, activation
+        packed.x = carve_quantized(s.quantized, 2 * rows, width)
+        quantize_rows(x, width, rows, width, fine, &packed.x)
+        packed.tokens, packed.fine, packed.mode, packed.activation = rows, fine, mode, activation
         packed_linears(&packed)
     return 0
 
@@ -204,19 +205,19 @@ cdef int feed_forward(Step *s, const Layer *layer, float *out, int mode) except 
     cdef Gating g
     maps[0], maps[1], outs[0], outs[1] = &layer.up, NULL, s.wide, NULL
     if not layer.gated:
-        project(s, s.normed, s.tokens, m.dim, maps, outs, 1, LINEAR_ACTIVATE, m.activation)
+        project(s, s.normed, s.tokens, m.dim, maps, outs, 1, LINEAR_ACTIVATE, m.activation, False)
     elif layer.gate.weight.rows == NULL and layer.up.weight.rows == NULL:
         maps[0], maps[1], outs[1] = &layer.gate, &layer.up, s.other
-        project(s, s.normed, s.tokens, m.dim, maps, outs, 2, LINEAR_GATE, m.activation)
+        project(s, s.normed, s.tokens, m.dim, maps, outs, 2, LINEAR_GATE, m.activation, False)
     else:
         maps[0], outs[0] = &layer.gate, s.wide
-        project(s, s.normed, s.tokens, m.dim, maps, outs, 1, LINEAR_ACTIVATE, m.activation)
+        project(s, s.normed, s.tokens, m.dim, maps, outs, 1, LINEAR_ACTIVATE, m.activation, False)
         maps[0], outs[0] = &layer.up, s.other
-        project(s, s.normed, s.tokens, m.dim, maps, outs, 1, LINEAR_STORE, 0)
+        project(s, s.normed, s.tokens, m.dim, maps, outs, 1, LINEAR_STORE, 0, False)
         g.out, g.factor, g.rows, g.width = s.wide, s.other, s.tokens, m.hidden
         pool_run(gate_block, &g, (s.tokens + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
     maps[0], outs[0] = &layer.down, out
-    return project(s, s.wide, s.tokens, m.hidden, maps, outs, 1, mode, 0)
+    return project(s, s.wide, s.tokens, m.hidden, maps, outs, 1, mode, 0, False)
 
 
 cdef struct Gating:

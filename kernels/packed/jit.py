@@ -16,8 +16,8 @@ __all__ = ["pack_weight", "packed_linear", "packed_rows"]
 OUTPUTS_A_TASK = 64
 
 
-def packed_linear(x, packed, bias, out):
-    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None)."""
+def packed_linear(x, packed, bias, out, fine=False):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None). fine: x in two rounded rows, which add up."""
     if "rows" in packed.arrays:
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
         rows = packed_rows_of(packed)
@@ -26,32 +26,27 @@ def packed_linear(x, packed, bias, out):
         linear_forward(x, rows, bias, None, None, None, out, True, 0)
         return
     # 2. blocks: x in int8, a sum of integers a block, then scales
-    numbers, x_scales = round_rows(x)
-    x_numbers = numbers.astype(np.int8)
-    x_sums = x_scales * numbers.sum(axis=2)
-    arrays = packed.arrays
+    for rest, (numbers, x_scales) in enumerate(round_rows(x, fine)):
+        _add_rounded(numbers.astype(np.int8), x_scales, x_scales * numbers.sum(axis=2), packed, bias, out, rest > 0)
+
+
+def _add_rounded(x_numbers, x_scales, x_sums, packed, bias, out, is_rest):
+    """out = (out + if is_rest) the product of rounded rows; the bias joins the first."""
+    arrays, bias = packed.arrays, None if is_rest else bias
 
     def task(index):
         start = index * OUTPUTS_A_TASK
         stop = min(start + OUTPUTS_A_TASK, packed.outputs)
         _columns(
-            x_numbers,
-            x_scales,
-            x_sums,
-            arrays["numbers"],
-            arrays["scales"],
-            arrays.get("minima"),
-            bias,
-            out,
-            start,
-            stop,
-        )
+            x_numbers, x_scales, x_sums, arrays["numbers"], arrays["scales"], arrays.get("minima"), bias, out, start, stop,
+            is_rest,
+        )  # fmt: skip
 
     parallel_for(task, -(-packed.outputs // OUTPUTS_A_TASK))
 
 
 @compiled
-def _columns(x_numbers, x_scales, x_sums, numbers, scales, minima, bias, out, start, stop):
+def _columns(x_numbers, x_scales, x_sums, numbers, scales, minima, bias, out, start, stop, add):
     """Columns start..stop of out."""
     tokens, blocks, width = x_numbers.shape
     for column in range(start, stop):
@@ -68,4 +63,4 @@ def _columns(x_numbers, x_scales, x_sums, numbers, scales, minima, bias, out, st
                     total += minima[column, block] * x_sums[t, block]
             if bias is not None:
                 total += bias[column]
-            out[t, column] = total
+            out[t, column] = out[t, column] + total if add else total

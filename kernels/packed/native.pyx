@@ -24,9 +24,9 @@ cdef extern from "packed/pack.h" nogil:
                               ptrdiff_t row_bytes)
 
 BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
-# Formats whose blocks are packed with their values: name -> number in pack.h, those with a minimum in 8 bits, and kinds.
+# Formats whose blocks are packed with their values, name -> number in pack.h; and which a kind holds.
 ORIGINS = {"Q4_0": 0, "Q4_1": 1, "Q4_K": 2, "Q5_0": 3, "Q5_1": 4, "Q8_0": 5, "IQ4_NL": 6}
-EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": ("Q5_0", "Q5_1", "Q8_0", "IQ4_NL")}
+EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": tuple(ORIGINS)}
 ARENA_BYTES = 32 << 20
 FLOAT_PANELS = 64  # panels' worth of rows that are widened to floats at once when a format is rounded
 
@@ -72,7 +72,7 @@ def _pack_panels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str ki
     exact = type_name in EXACT[kind]
     p.w.bits = 4 if kind == "int4" else 8
     p.w.half = exact and type_name != "Q4_K" and HALF_SCALES
-    p.w.minimum = kind == "int4" or type_name == "Q5_1"
+    p.w.minimum = kind == "int4" or type_name in ("Q4_0", "Q4_1", "Q4_K", "Q5_1")
     p.w.outputs, p.w.inputs, p.w.pairs = outputs, inputs, (inputs + PAIR - 1) // PAIR
     p.w.panel_bytes = p.w.pairs * packed_pair_bytes(p.w.bits, p.w.half, p.w.minimum)
     data = _aligned(panels * p.w.panel_bytes)
@@ -123,25 +123,24 @@ def _from_line(memory):
     return memory[-memory.ctypes.data % 64 :]
 
 
-def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out):
-    """out [tokens, outputs] = x [tokens, inputs] W^T + bias."""
+def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out, bint fine=False):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias. fine: x in two rounded rows a token, which add up."""
     cdef Matrix matrix = matrix_of(weight)
     cdef LinearTask op
     cdef RowsTask rows
-    cdef QuantizedRows quantized
     if x.shape[0] == 0:
         return
     memset(&op, 0, sizeof(op))
     memset(&rows, 0, sizeof(rows))
     if matrix.rows == NULL:
         with nogil:
-            quantized = carve_quantized(
-                pool_shared(quantized_bytes(x.shape[0], matrix.packed.pairs)), x.shape[0], matrix.packed.inputs
+            op.tokens, op.fine, op.count = x.shape[0], fine, 1
+            op.x = carve_quantized(
+                pool_shared(quantized_bytes(2 * op.tokens, matrix.packed.pairs)), 2 * op.tokens, matrix.packed.inputs
             )
-            quantize_rows(&x[0, 0], x.shape[1], x.shape[0], x.shape[1], &quantized)
+            quantize_rows(&x[0, 0], x.shape[1], op.tokens, x.shape[1], fine, &op.x)
             op.parts[0].weight, op.parts[0].bias = matrix.packed, &bias[0] if bias is not None else NULL
             op.parts[0].out, op.parts[0].out_row = &out[0, 0], out.shape[1]
-            op.count, op.x, op.tokens = 1, quantized, x.shape[0]
             packed_linears(&op)
     else:
         rows.x, rows.weight, rows.bfloat16 = &x[0, 0], matrix.rows, matrix.bfloat16

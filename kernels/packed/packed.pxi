@@ -30,7 +30,7 @@ cdef extern from "packed/tile.h" nogil:
         const uint8_t *numbers
     ptrdiff_t packed_pair_bytes(int bits, int half, int minimum)
     int packed_offset(int bits, int minimum)
-    void quantize_row(const float *x, ptrdiff_t columns, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *sums,
+    void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *sums,
                       float *scaled_sums)
     ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
     OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch)
@@ -60,6 +60,7 @@ cdef inline ptrdiff_t panels_of(const PackedMatrix *w) noexcept nogil:
 cdef struct QuantizeTask:
     const float *x
     ptrdiff_t row, tokens, columns
+    bint fine
     QuantizedRows rows
 
 
@@ -82,19 +83,20 @@ cdef inline QuantizedRows carve_quantized(void *memory, ptrdiff_t tokens, ptrdif
 
 cdef void quantize_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef QuantizeTask *q = <QuantizeTask *>argument
-    cdef ptrdiff_t t, blocks = 2 * q.rows.pairs
+    cdef ptrdiff_t t, row, blocks = 2 * q.rows.pairs
     for t in range(task * QUANTIZE_ROWS, min(q.tokens, (task + 1) * QUANTIZE_ROWS)):
+        row = 2 * t if q.fine else t
         quantize_row(
-            q.x + t * q.row, q.columns, q.rows.pairs, q.rows.numbers + t * q.rows.pairs * PAIR, q.rows.scales + t * blocks,
-            q.rows.sums + t * blocks, q.rows.scaled_sums + t * blocks,
+            q.x + t * q.row, q.columns, q.fine, q.rows.pairs, q.rows.numbers + row * q.rows.pairs * PAIR,
+            q.rows.scales + row * blocks, q.rows.sums + row * blocks, q.rows.scaled_sums + row * blocks,
         )
 
 
-cdef inline int quantize_rows(const float *x, ptrdiff_t row, ptrdiff_t tokens, ptrdiff_t columns,
+cdef inline int quantize_rows(const float *x, ptrdiff_t row, ptrdiff_t tokens, ptrdiff_t columns, bint fine,
                               const QuantizedRows *rows) except -1 nogil:
-    """rows = x [tokens, columns], `row` floats apart, in 8 bits."""
+    """rows = x [tokens, columns], `row` floats apart, in 8 bits; fine: in two rows a token, which add up to 15 bits."""
     cdef QuantizeTask q
-    q.x, q.row, q.tokens, q.columns, q.rows = x, row, tokens, columns, rows[0]
+    q.x, q.row, q.tokens, q.columns, q.fine, q.rows = x, row, tokens, columns, fine, rows[0]
     return pool_run(quantize_block, &q, (tokens + QUANTIZE_ROWS - 1) // QUANTIZE_ROWS)
 
 
@@ -112,7 +114,9 @@ cdef struct LinearTask:
     int count, mode, activation
     QuantizedRows x
     ptrdiff_t tokens
+    bint fine  # x has two rows a token, whose sums are added up
     # set by packed_linears
+    ptrdiff_t rows  # of x
     ptrdiff_t panels_a_task[MAX_PARTS]
     ptrdiff_t last_task[MAX_PARTS]
 
@@ -122,6 +126,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     cdef ptrdiff_t tasks = 0, panels, i, parts = 1 if op.mode == LINEAR_GATE else op.count, total = 0, share
     if op.tokens == 0:
         return 0
+    op.rows = 2 * op.tokens if op.fine else op.tokens
     for i in range(parts):
         total += panels_of(&op.parts[i].weight) * op.parts[i].weight.panel_bytes
     # an equal share for every thread, or several where that is long; a column's sum does not depend on it
@@ -130,7 +135,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
         op.panels_a_task[i] = MANY_PANELS
-        if op.tokens <= FEW:
+        if op.rows <= FEW:
             op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
         op.last_task[i] = tasks
@@ -145,7 +150,7 @@ cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
         i += 1
     first = (task - (op.last_task[i - 1] if i > 0 else 0)) * op.panels_a_task[i]
     stop = min(panels_of(&op.parts[i].weight), first + op.panels_a_task[i])
-    if op.tokens <= FEW:
+    if op.rows <= FEW:
         few_rows(op, i, first, stop)
     else:
         many_rows(op, i, first, stop)
@@ -154,13 +159,15 @@ cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
 cdef void few_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
     cdef float sums[FEW * VF_WIDTH]
     cdef float gated[FEW * VF_WIDTH]
-    cdef ptrdiff_t panel, t
+    cdef ptrdiff_t panel, row
     for panel in range(first, stop):
-        panel_dots(op.tokens, &op.parts[i].weight, panel, &op.x, 0, sums)
+        panel_dots(op.rows, &op.parts[i].weight, panel, &op.x, 0, sums)
         if op.mode == LINEAR_GATE:
-            panel_dots(op.tokens, &op.parts[1].weight, panel, &op.x, 0, gated)
-        for t in range(op.tokens):
-            finish_columns(op, i, t, panel, sums + t * VF_WIDTH, gated + t * VF_WIDTH)
+            panel_dots(op.rows, &op.parts[1].weight, panel, &op.x, 0, gated)
+        row = 0
+        while row < op.rows:
+            finish_columns(op, i, row, panel, sums + row * VF_WIDTH, gated + row * VF_WIDTH, VF_WIDTH)
+            row += 2 if op.fine else 1
 
 
 cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
@@ -181,26 +188,30 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
                     open_panel(up, panel + p, scratch + (PANELS_TILE + p) * bytes) if p < panels else open[PANELS_TILE + p - 1]
                 )
         row = 0
-        while row < op.tokens:
-            rows = min(ROWS_TILE, op.tokens - row)
+        while row < op.rows:
+            rows = min(ROWS_TILE, op.rows - row)
             open_tile_of(rows, open, &op.x, row, packed_offset(w.bits, w.minimum), sums)
             if op.mode == LINEAR_GATE:
                 open_tile_of(rows, open + PANELS_TILE, &op.x, row, packed_offset(up.bits, up.minimum), gated)
-            for t in range(rows):
+            t = 0
+            while t < rows:
                 for p in range(panels):
                     finish_columns(op, i, row + t, panel + p, sums + (t * PANELS_TILE + p) * VF_WIDTH,
-                                   gated + (t * PANELS_TILE + p) * VF_WIDTH)
+                                   gated + (t * PANELS_TILE + p) * VF_WIDTH, PANELS_TILE * VF_WIDTH)
+                t += 2 if op.fine else 1
             row += rows
         panel += panels
 
 
 cdef inline void finish_columns(LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel, const float *sums,
-                                const float *gated) noexcept nogil:
-    """Bias, and what op.mode says, for a row's sums of one panel."""
+                                const float *gated, ptrdiff_t sums_row) noexcept nogil:
+    """Bias, and what op.mode says, for the sums of one panel of x's row (and of the next one, sums_row on, if fine)."""
     cdef LinearPart *part = &op.parts[i]
-    cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column
-    cdef float *out = part.out + row * part.out_row + column
+    cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column, token = row // 2 if op.fine else row
+    cdef float *out = part.out + token * part.out_row + column
     cdef vf value = vf_load(sums), other
+    if op.fine:
+        value = vf_add(value, vf_load(sums + sums_row))
     if part.bias != NULL:
         value = vf_add(value, load_part(part.bias + column, lanes))
     if op.mode == LINEAR_ADD:
@@ -209,6 +220,8 @@ cdef inline void finish_columns(LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrd
         value = vf_activate(value, op.activation)
     elif op.mode == LINEAR_GATE:
         other = vf_load(gated)
+        if op.fine:
+            other = vf_add(other, vf_load(gated + sums_row))
         if op.parts[1].bias != NULL:
             other = vf_add(other, load_part(op.parts[1].bias + column, lanes))
         value = vf_mul(vf_activate(value, op.activation), other)

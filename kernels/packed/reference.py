@@ -12,8 +12,12 @@ from fastmixer.kernels.packed import BLOCK, PackedWeight
 from fastmixer.kernels.packed.formats import BY_NAME, blocks_of_numbers, dequantize
 
 # Formats whose blocks are kept as they are, by the kind that holds them.
-EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": ("Q5_0", "Q5_1", "Q8_0", "IQ4_NL")}
+EXACT = {
+    "int4": ("Q4_0", "Q4_1", "Q4_K"),
+    "int8": ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),
+}
 LARGEST = np.float32(127)
+REST_STEPS = np.float32(254)  # rounding leaves at most half a step: 127 of these
 
 
 def pack_weight(raw, type_name, outputs, inputs, kind):
@@ -37,22 +41,26 @@ def pack_weight(raw, type_name, outputs, inputs, kind):
     return PackedWeight(kind, outputs, inputs, arrays)
 
 
-def packed_linear(x, packed, bias, out):
-    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None)."""
+def packed_linear(x, packed, bias, out, fine=False):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None).
+
+    fine: what rounding a row of x to int8 leaves over is rounded in its turn and joins as a second row: 15 bits, for twice
+    the work. Rows of float32 and bfloat16 know no difference.
+    """
     if "rows" in packed.arrays:
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
         rows = packed_rows_of(packed)
         np.matmul(round_bfloat16(x) if packed.kind == "bfloat16" else x, rows.T, out=out)
     else:
         # 2. blocks: x in int8; a block's sum of products is whole and below 2^24, so that float32 holds it
-        numbers, x_scales = round_rows(x)
         out[...] = 0
-        for block in range(numbers.shape[1]):
-            sums = numbers[:, block] @ packed.arrays["numbers"][:, block].T.astype(np.float32)
-            out += sums * (x_scales[:, block, None] * packed.arrays["scales"][:, block])
-            if "minima" in packed.arrays:
-                total = x_scales[:, block] * numbers[:, block].sum(axis=1)
-                out += total[:, None] * packed.arrays["minima"][:, block]
+        for numbers, x_scales in round_rows(x, fine):
+            for block in range(numbers.shape[1]):
+                sums = numbers[:, block] @ packed.arrays["numbers"][:, block].T.astype(np.float32)
+                out += sums * (x_scales[:, block, None] * packed.arrays["scales"][:, block])
+                if "minima" in packed.arrays:
+                    total = x_scales[:, block] * numbers[:, block].sum(axis=1)
+                    out += total[:, None] * packed.arrays["minima"][:, block]
     if bias is not None:
         out += bias
 
@@ -75,13 +83,17 @@ def packed_rows_of(packed):
     return _from_bits(rows) if packed.kind == "bfloat16" else rows
 
 
-def round_rows(x):
-    """(numbers float32 [rows, blocks, 32], whole ones within -127..127; scales float32 [rows, blocks]) of x: float32
-    [rows, columns], padded with zeros."""
+def round_rows(x, fine=False):
+    """[(numbers float32 [rows, blocks, 32], whole ones within -127..127; scales float32 [rows, blocks])] of x: float32
+    [rows, columns], padded with zeros; fine: a second pair holds what the first leaves over."""
     blocks = in_blocks(x)
     most = np.abs(blocks).max(axis=2)
     inverse = np.divide(LARGEST, most, out=np.zeros_like(most), where=most > 0)
-    return np.rint(blocks * inverse[..., None]), most / LARGEST
+    steps, scales = blocks * inverse[..., None], most / LARGEST
+    numbers = np.rint(steps)
+    if not fine:
+        return [(numbers, scales)]
+    return [(numbers, scales), (np.rint((steps - numbers) * REST_STEPS), scales / REST_STEPS)]
 
 
 def in_blocks(x):

@@ -15,6 +15,7 @@ enum {
     BLOCK = 32,       /* numbers with one scale */
     PAIR = 2 * BLOCK, /* columns of x are padded to it */
     GROUPS = BLOCK / 4,
+    REST_STEPS = 254, /* rounding leaves at most half a step: 127 of these */
     FEW = 4, /* rows that read a panel as it lies; more rows unpack it first */
 };
 
@@ -63,11 +64,31 @@ VEC_INLINE vf load_scale(const uint8_t *p, int half) {
 
 /* ---- activations ---- */
 
-/* One row of x [columns], padded with zeros to whole pairs: round(x / scale) with scale = max |x| / 127 of each block. */
-static void quantize_row(const float *x, ptrdiff_t columns, ptrdiff_t pairs, int8_t *numbers, float *scales,
+/* The rounded numbers of one block of a row, and what goes with them. */
+VEC_INLINE void store_rounded(const vi *numbers, float scale, int8_t *out, float *scales, int32_t *sums, float *scaled_sums) {
+    vi sum = vi_set(0);
+    for (int i = 0; i < BLOCK / VF_WIDTH; i++) {
+        sum += numbers[i];
+#if defined(VEC_AVX512)
+        _mm_storeu_si128((__m128i *)(out + i * VF_WIDTH), _mm512_cvtepi32_epi8((__m512i)numbers[i]));
+#else
+        for (int lane = 0; lane < VF_WIDTH; lane++) out[i * VF_WIDTH + lane] = (int8_t)numbers[i][lane];
+#endif
+    }
+    int32_t total = 0;
+    for (int lane = 0; lane < VF_WIDTH; lane++) total += sum[lane];
+    *scales = scale;
+    *sums = total;
+    *scaled_sums = scale * (float)total;
+}
+
+/* One row of x [columns], padded with zeros to whole pairs: round(x / scale) with scale = max |x| / 127 of each block.
+ * fine: a second row follows with what rounding left over, in steps REST_STEPS times as fine: together 15 bits. */
+static void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales,
                          int32_t *sums, float *scaled_sums) {
-    for (ptrdiff_t block = 0; block < 2 * pairs; block++) {
+    for (ptrdiff_t block = 0, rest = 2 * pairs; block < 2 * pairs; block++, rest++) {
         vf parts[BLOCK / VF_WIDTH], largest = vf_zero();
+        vi rounded[BLOCK / VF_WIDTH];
         ptrdiff_t left = columns - block * BLOCK;
         for (int i = 0; i < BLOCK / VF_WIDTH; i++) {
             ptrdiff_t lanes = left - i * VF_WIDTH;
@@ -76,21 +97,16 @@ static void quantize_row(const float *x, ptrdiff_t columns, ptrdiff_t pairs, int
             largest = vf_max(largest, vf_abs(parts[i]));
         }
         float most = vf_largest(largest), scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
-        vi sum = vi_set(0);
         for (int i = 0; i < BLOCK / VF_WIDTH; i++) {
-            vi rounded = __builtin_convertvector(vf_round(parts[i] * inverse), vi);
-            sum += rounded;
-#if defined(VEC_AVX512)
-            _mm_storeu_si128((__m128i *)(numbers + block * BLOCK + i * VF_WIDTH), _mm512_cvtepi32_epi8((__m512i)rounded));
-#else
-            for (int lane = 0; lane < VF_WIDTH; lane++) numbers[block * BLOCK + i * VF_WIDTH + lane] = (int8_t)rounded[lane];
-#endif
+            parts[i] = parts[i] * inverse;
+            vf nearest = vf_round(parts[i]);
+            rounded[i] = __builtin_convertvector(nearest, vi);
+            parts[i] = vf_round((parts[i] - nearest) * (float)REST_STEPS);
         }
-        int32_t total = 0;
-        for (int lane = 0; lane < VF_WIDTH; lane++) total += sum[lane];
-        scales[block] = scale;
-        sums[block] = total;
-        scaled_sums[block] = scale * (float)total;
+        store_rounded(rounded, scale, numbers + block * BLOCK, scales + block, sums + block, scaled_sums + block);
+        if (!fine) continue;
+        for (int i = 0; i < BLOCK / VF_WIDTH; i++) rounded[i] = __builtin_convertvector(parts[i], vi);
+        store_rounded(rounded, scale / REST_STEPS, numbers + rest * BLOCK, scales + rest, sums + rest, scaled_sums + rest);
     }
 }
 

@@ -88,6 +88,7 @@ def step_of(values, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["F32", "BF16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q4_K", "Q6_K"])
 def test_products_match_the_reference(kernel, rng, name, kind, tokens):
+    fine = tokens in (1, 4, 13)
     for outputs, inputs in sizes_of(name):
         raw = raw_weight(rng, name, outputs, inputs)
         x = rng.standard_normal((tokens, inputs), dtype=np.float32) * rng.uniform(0.1, 10, (tokens, 1)).astype(
@@ -95,10 +96,10 @@ def test_products_match_the_reference(kernel, rng, name, kind, tokens):
         )
         bias = rng.standard_normal(outputs, dtype=np.float32) if tokens % 2 else None
         out = np.full((tokens, outputs), np.nan, np.float32)
-        kernel.packed_linear(x, kernel.pack_weight(raw, name, outputs, inputs, kind), bias, out)
+        kernel.packed_linear(x, kernel.pack_weight(raw, name, outputs, inputs, kind), bias, out, fine)
         expected = np.empty_like(out)
         packed = reference.pack_weight(raw, name, outputs, inputs, kind)
-        reference.packed_linear(x, packed, bias, expected)
+        reference.packed_linear(x, packed, bias, expected, fine)
         magnitude = np.abs(x) @ np.abs(unpacked(reference, packed)).T + (0 if bias is None else np.abs(bias))
         assert (np.abs(out - expected) <= SUM_TOLERANCE * magnitude + offsets_of(packed, x)).all()
 
@@ -111,19 +112,20 @@ def offsets_of(packed, x):
     return 2 * SUM_TOLERANCE * (magnitudes @ np.abs(packed.arrays["minima"]).T)
 
 
+@pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_is_near_the_plain_product(rng, kind):
+def test_the_reference_is_near_the_plain_product(rng, kind, fine):
     """The oracle of the others, itself against float64 over the dequantized values."""
     outputs, inputs, tokens = 40, 256, 9
     for name in formats.BY_NAME:
         raw = raw_weight(rng, name, outputs, inputs)
         x = rng.standard_normal((tokens, inputs), dtype=np.float32)
         packed, out = reference.pack_weight(raw, name, outputs, inputs, kind), np.empty((tokens, outputs), np.float32)
-        reference.packed_linear(x, packed, None, out)
+        reference.packed_linear(x, packed, None, out, fine)
         rows = unpacked(reference, packed).astype(np.float64)
         truth = x.astype(np.float64) @ rows.T
         # each number of x is off by half a step at most, steps are as likely up as down
-        step = {"float32": 0, "bfloat16": 0}.get(kind, np.abs(x).max() / 127)
+        step = {"float32": 0, "bfloat16": 0}.get(kind, np.abs(x).max() / 127 / (reference.REST_STEPS if fine else 1))
         spread = step / np.sqrt(12) * np.sqrt((rows**2).sum(axis=1))
         if kind == "bfloat16":
             spread = ROUNDED_ULP * np.sqrt(((np.abs(x).max() * rows) ** 2).sum(axis=1))
