@@ -16,7 +16,8 @@ def threads(command: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 set_threads(value)
             except ValueError as error:
-                raise click.BadParameter(f"must be >= 1; got {value}") from error
+                reason = str(error).removeprefix("set_threads: threads ").replace("an integer ", "")
+                raise click.BadParameter(reason) from error
 
     return click.option(
         "--threads", type=int, callback=apply, expose_value=False, help="Threads to use (default: see show-config)."

@@ -81,9 +81,21 @@ class Linear:
             parameters.rounded(weight),
         )  # fmt: skip
 
-    def forward(self, x: np.ndarray, **options: Any) -> np.ndarray:
-        """x: [tokens, in] -> x W + bias: [tokens, out]; options (residual, activation, out, ...): as linear's."""
-        return linear(x, self.weight, self.bias, rounded=self.rounded, **options)
+    def forward(
+        self,
+        x: np.ndarray,
+        *,
+        activation: str = "none",
+        multiplier: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        pre_activation: np.ndarray | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """x: [tokens, in] -> x W + bias: [tokens, out], with what linear adds in its epilogue."""
+        return linear(
+            x, self.weight, self.bias, activation=activation, multiplier=multiplier, residual=residual,
+            pre_activation=pre_activation, rounded=self.rounded, out=out,
+        )  # fmt: skip
 
     def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray) -> np.ndarray:
         """d_out: [tokens, out] -> d_x: [tokens, in]; the parameters' gradients are added."""

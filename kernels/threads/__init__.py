@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from itertools import count
 
-from fastmixer.kernels.threads.limits import allowed_processors, default_threads
+from fastmixer.kernels.threads.limits import MOST_THREADS, allowed_processors, default_threads
+
+DIGITS = 20  # Python refuses to convert thousands of them
 
 _threads: int | None = None
 _executor: ThreadPoolExecutor | None = None
@@ -29,10 +31,14 @@ def get_threads() -> int:
 
 
 def set_threads(threads: int) -> None:
-    """Use this many threads from now on (results do not depend on it). Raises ValueError unless it is >= 1."""
+    """Use this many threads from now on (results do not depend on it). Raises ValueError unless it is in 1..1024."""
     global _threads
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise ValueError(f"set_threads: threads must be an integer >= 1; got {threads!r}")
+    if threads > MOST_THREADS:
+        raise ValueError(
+            f"set_threads: threads must be at most {MOST_THREADS}; got {threads if threads < 10**18 else 'more than 10^18'}"
+        )
     _threads = threads
     if find_spec("fastmixer.kernels.threads.native") is not None:
         from fastmixer.kernels.threads import native
@@ -44,9 +50,16 @@ def _threads_from_environment() -> int:
     text = os.environ.get("FASTMIXER_THREADS", "").strip()
     if not text:
         return default_threads()
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError(f"FASTMIXER_THREADS must be an integer >= 1; got {text!r}")
-    return int(text)
+    if not text.isascii() or not text.isdigit() or not text.strip("0"):
+        raise ValueError(f"FASTMIXER_THREADS must be an integer >= 1; got {_shortened(repr(text))}")
+    digits = text.lstrip("0")
+    if len(digits) > DIGITS or int(digits) > MOST_THREADS:
+        raise ValueError(f"FASTMIXER_THREADS must be at most {MOST_THREADS}; got {_shortened(repr(text))}")
+    return int(digits)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 30 else f"{text[:20]}... ({len(text)} characters)"
 
 
 def parallel_for(function: Callable[[int], object], tasks: int) -> None:

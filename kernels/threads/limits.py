@@ -6,6 +6,8 @@ Knows nothing of the pool. Every source that is absent (another operating system
 import os
 from pathlib import Path
 
+MOST_THREADS = 1024  # MAX_THREADS in pool.c
+
 
 def default_threads() -> int:
     """min(affinity mask, cgroup quota rounded down but at least 1, physical cores)."""

@@ -75,6 +75,7 @@ def test_the_list_says_what_each_command_does(run):
         (["bench", "matmull"], 1, "Error: bench: op must be one of embedding, "),
         (["generate", "x", "--threads", "0"], 2, "Error: Invalid value for '--threads': must be >= 1; got 0"),
         (["train", "x.txt", "--out", "y", "--threads", "-2"], 2, "Error: Invalid value for '--threads': must be >= 1; got -2"),
+        (["bench", "--threads", str(10**20)], 2, "Error: Invalid value for '--threads': must be at most 1024; got more than 10^18"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_clear_line(run, tmp_path, monkeypatch, arguments, code, text):

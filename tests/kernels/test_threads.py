@@ -138,6 +138,38 @@ def test_set_threads_refuses(bad):
         threads.set_threads(bad)
 
 
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [(1025, "1025"), (2**31, "2147483648"), (10**20, "more than 10^18"), (10**6000, "more than 10^18")],
+    ids=["just", "an int of C", "a long of C", "thousands of digits"],
+)
+def test_set_threads_has_a_limit(bad, told):
+    before = threads.get_threads()
+    with pytest.raises(ValueError) as caught:
+        threads.set_threads(bad)
+    assert str(caught.value) == f"set_threads: threads must be at most 1024; got {told}"
+    assert threads.get_threads() == before
+    threads.set_threads(limits.MOST_THREADS)
+    assert threads.get_threads() == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1025", "'1025'"),
+        (str(10**20), "'100000000000000000000'"),
+        ("9" * 5000, "'9999999999999999999... (5002 characters)"),
+    ],
+)
+def test_the_environment_has_a_limit(monkeypatch, text, told):
+    monkeypatch.setenv("FASTMIXER_THREADS", text)
+    with pytest.raises(ValueError) as caught:
+        threads._threads_from_environment()
+    assert str(caught.value) == f"FASTMIXER_THREADS must be at most 1024; got {told}"
+    monkeypatch.setenv("FASTMIXER_THREADS", "0" * 5000 + "3")
+    assert threads._threads_from_environment() == 3
+
+
 @pytest.mark.parametrize("text", ["0", "-3", "two", "1.5"])
 def test_environment_refuses(text):
     result = subprocess.run(
