@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmixer.bench.workload import Workload
-from fastmixer.kernels.peak import READ_FLOATS, probe_bandwidth, probe_flops
+from fastmixer.kernels.peak import READ_FLOATS, STREAMS, probe_bandwidth, probe_flops
 from fastmixer.kernels.select import implementations, use_kernels
 
 ROUNDS = 15  # per implementation, interleaved
@@ -66,9 +66,11 @@ def run(selected: Iterable[Workload], names: list[str], rounds: int = ROUNDS) ->
     """Time each workload in each implementation of names; yields a Timing as soon as it is there."""
     memory = np.ones(READ_FLOATS, np.float32)
     peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}  # limits: the best of all rounds so far
-    bandwidths = [probe_bandwidth(memory)]
+    bandwidths = {stream: [probe_bandwidth(memory, stream)] for stream in STREAMS}
     for workload in selected:
-        yield _time_one(workload, names, min(rounds, HEAVY_ROUNDS) if workload.heavy else rounds, memory, peaks, bandwidths)
+        yield _time_one(
+            workload, names, min(rounds, HEAVY_ROUNDS) if workload.heavy else rounds, memory, peaks, bandwidths
+        )
 
 
 def _time_one(
@@ -77,7 +79,7 @@ def _time_one(
     rounds: int,
     memory: np.ndarray,
     peaks: dict[str, list[float]],
-    bandwidths: list[float],
+    bandwidths: dict[str, list[float]],
 ) -> Timing:
     calls: dict[str, Callable[[], object]] = {}
     repeats: dict[str, int] = {}
@@ -94,7 +96,7 @@ def _time_one(
     gc.collect()
     for _ in range(rounds):
         peaks[workload.precision].append(probe_flops(ROUND_SECONDS / 2, workload.precision))
-        bandwidths.append(probe_bandwidth(memory))
+        bandwidths[workload.stream].append(probe_bandwidth(memory, workload.stream))
         for name in names:
             with use_kernels(name):
                 calls[name]()  # wakes the threads that it needs, and the processor
@@ -106,4 +108,5 @@ def _time_one(
                 time.sleep(SETTLE_SECONDS)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     spread = {name: (max(values) - min(values)) / seconds[name] for name, values in times.items()}
-    return Timing(workload, seconds, spread, max(peaks[workload.precision]), max(bandwidths))
+    limits = max(peaks[workload.precision]), max(bandwidths[workload.stream])
+    return Timing(workload, seconds, spread, *limits)

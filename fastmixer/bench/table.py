@@ -32,8 +32,11 @@ def footer(timings: Sequence[Timing]) -> str:
         peaks = [timing.peak_flops for timing in timings if timing.workload.precision == precision]
         if peaks:
             limits.append(f"{max(peaks) / 1e9:.0f} GFLOP/s {name}")
-    bandwidth = max(timing.bandwidth for timing in timings) / 1e9
-    return f"\npeak {', '.join(limits)}, {bandwidth:.0f} GB/s read, best of all rounds"
+    for stream, name in (("read", "read"), ("update", "read and written back")):
+        bandwidths = [timing.bandwidth for timing in timings if timing.workload.stream == stream]
+        if bandwidths:
+            limits.append(f"{max(bandwidths) / 1e9:.0f} GB/s {name}")
+    return f"\npeak {', '.join(limits)}, best of all rounds"
 
 
 def rows(timings: Iterable[Timing]) -> list[dict]:

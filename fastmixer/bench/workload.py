@@ -17,6 +17,7 @@ class Workload:
     flops: floating-point operations that the result needs; bytes: what must at least move to or from memory.
     numpy: prepare for the NumPy column where that is not the reference kernel but a plainer idiom (np.add.at).
     precision: of the products that flops counts, "float32" or "bfloat16": it sets which measured peak is the limit.
+    stream: of the bytes, "read" or, where about half of them are written, "update": which measured bandwidth is.
     target: "ratio >= 5" or "peak >= 0.80": what this project holds itself to, None where it sets no number.
     """
 
@@ -30,6 +31,7 @@ class Workload:
     target: tuple[str, float] | None = None
     heavy: bool = field(default=False)  # seconds a call: timed fewer times
     precision: str = "float32"
+    stream: str = "read"
 
     def __str__(self) -> str:
         return f"{self.op}: {self.name}"

@@ -81,9 +81,9 @@ def _embedding() -> Iterator[Workload]:
         d_table = np.zeros((VOCAB, DIM), np.float32)
         return lambda: np.add.at(d_table, ids, d_out)
 
-    yield Workload("embedding", f"gather {count} ids of {VOCAB}x{DIM}", gather, bytes=moved)
+    yield Workload("embedding", f"gather {count} ids of {VOCAB}x{DIM}", gather, bytes=moved, stream="update")
     yield Workload(
-        "embedding", f"gradient {count} ids into {VOCAB}x{DIM}", gradient, bytes=moved,
+        "embedding", f"gradient {count} ids into {VOCAB}x{DIM}", gradient, bytes=moved, stream="update",
         numpy=add_at, numpy_name="np.add.at", target=("ratio", 20),
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def _positions() -> Iterator[Workload]:
         cos, sin = rotary_tables(CONTEXT, shape[-1])
         return lambda: rotate(x, cos, sin, out=x)
 
-    yield Workload("positions", "rotate 4x12x256x64", rotary, bytes=2.0 * np.prod(shape) * FLOAT)
+    yield Workload("positions", "rotate 4x12x256x64", rotary, bytes=2.0 * np.prod(shape) * FLOAT, stream="update")
 
 
 def _norm() -> Iterator[Workload]:
@@ -119,8 +119,8 @@ def _norm() -> Iterator[Workload]:
         d_x = np.empty_like(x)
         return lambda: layernorm_backward(d_out, x, weight, saved, d_weight, d_bias, d_x=d_x)
 
-    yield Workload("norm", f"layernorm forward {tokens}x{DIM}", forward, bytes=2 * one)
-    yield Workload("norm", f"layernorm backward {tokens}x{DIM}", backward, bytes=3 * one)
+    yield Workload("norm", f"layernorm forward {tokens}x{DIM}", forward, bytes=2 * one, stream="update")
+    yield Workload("norm", f"layernorm backward {tokens}x{DIM}", backward, bytes=3 * one, stream="update")
 
 
 def _matmul() -> Iterator[Workload]:
@@ -180,7 +180,11 @@ def _matmul_bfloat16() -> Iterator[Workload]:
 
         def backward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
             x, weight, d_out = _normal(rng, tokens, k), _normal(rng, k, n), _normal(rng, tokens, n)
-            d_weight, d_x, rounded = np.zeros((k, n), np.float32), np.empty((tokens, k), np.float32), round_weight(weight)
+            d_weight, d_x, rounded = (
+                np.zeros((k, n), np.float32),
+                np.empty((tokens, k), np.float32),
+                round_weight(weight),
+            )
             return lambda: linear_backward(d_out, x, weight, d_weight, d_x=d_x, rounded=rounded)
 
         def plain_backward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
@@ -246,7 +250,7 @@ def _dropout() -> Iterator[Workload]:
         x, out = _normal(rng, count), np.empty(count, np.float32)
         return lambda: dropout(x, 0.1, 7, out=out)
 
-    yield Workload("dropout", f"{count} values", forward, bytes=2.0 * count * FLOAT)
+    yield Workload("dropout", f"{count} values", forward, bytes=2.0 * count * FLOAT, stream="update")
 
 
 def _cross_entropy() -> Iterator[Workload]:
@@ -278,7 +282,7 @@ def _optimizer() -> Iterator[Workload]:
             gradient_scale=1.0, zero_gradient=False,
         )  # fmt: skip
 
-    yield Workload("optimizer", f"adamw {count} parameters", adamw, bytes=7.0 * count * FLOAT)
+    yield Workload("optimizer", f"adamw {count} parameters", adamw, bytes=7.0 * count * FLOAT, stream="update")
 
 
 def _sampling() -> Iterator[Workload]:
@@ -294,7 +298,9 @@ def _step() -> Iterator[Workload]:
     yield step_workload(4, 64, target=("ratio", 2.0))
 
 
-def step_workload(batch: int, time: int, precision: str = "float32", target: tuple[str, float] | None = None) -> Workload:
+def step_workload(
+    batch: int, time: int, precision: str = "float32", target: tuple[str, float] | None = None
+) -> Workload:
     """A training step of GPT-2 124M: loss, gradients, AdamW."""
 
     def prepare(rng: Rng) -> Call:

@@ -13,12 +13,14 @@ FLOAT = 4
 
 
 class Cost(NamedTuple):
-    """label: the row of a profile that the call belongs to; flops, bytes: its least work; precision of its products."""
+    """label: the row of a profile that the call belongs to; flops, bytes: its least work; precision of its products;
+    stream: how the bytes pass, "read" or, where about half of them are written, "update"."""
 
     label: str
     flops: float = 0.0
     bytes: float = 0.0
     precision: str = "float32"
+    stream: str = "read"
 
 
 def cost(op: str, function: str, arguments: tuple[Any, ...]) -> Cost:
@@ -94,8 +96,19 @@ def _attention(label: str, products: float) -> Callable[..., Cost]:
 
 
 def _moved(label: str, arrays: float) -> Callable[..., Cost]:
-    """`arrays` times the first argument's bytes pass through memory."""
-    return lambda x, *rest: Cost(label, 0.0, arrays * FLOAT * x.size)
+    """`arrays` times the first argument's bytes pass through memory; where it is more than once, some are written."""
+    return lambda x, *rest: Cost(label, 0.0, arrays * FLOAT * x.size, stream="update" if arrays > 1 else "read")
+
+
+def _adamw(rounded: int) -> Callable[..., Cost]:
+    """p, m, v are read and written, the gradient is read, and written where it is zeroed; rounded: floats' worth of
+    bfloat16 copies that are written."""
+
+    def rule(p: Any, m: Any, v: Any, g: Any, *rest: Any) -> Cost:
+        zeroed = bool(rest[-1])
+        return Cost("AdamW", 0.0, (7.0 + zeroed + rounded) * FLOAT * p.size, stream="update")
+
+    return rule
 
 
 def _head(x: Any, vocab: int, d_x: Any, d_weight: Any, precision: str) -> Cost:
@@ -134,11 +147,15 @@ _RULES: dict[tuple[str, str], Callable[..., Cost]] = {
     ("positions", "rotate"): _moved("positions", 2),
     ("positions", "add_positions"): _moved("positions", 2),
     ("dropout", "dropout_forward"): _moved("dropout", 2),
-    ("embedding", "gather"): lambda table, ids, out: Cost("embedding", 0.0, 2.0 * FLOAT * out.size),
+    ("embedding", "gather"): lambda table, ids, out: Cost("embedding", 0.0, 2.0 * FLOAT * out.size, stream="update"),
     ("embedding", "scatter_gradient"): _moved("embedding", 2),
-    ("embedding", "add_rows"): lambda target, rows, values: Cost("embedding", 0.0, 3.0 * FLOAT * values.size),
+    ("embedding", "add_rows"): lambda target, rows, values: Cost(
+        "embedding", 0.0, 3.0 * FLOAT * values.size, stream="update"
+    ),
     ("embedding", "group_by_row"): lambda *_: Cost("embedding"),
-    ("embedding", "adamw_rows"): lambda table, m, v, rows, values, *_: Cost("AdamW", 0.0, 7.0 * FLOAT * values.size),
+    ("embedding", "adamw_rows"): lambda table, m, v, rows, values, *_: Cost(
+        "AdamW", 0.0, 7.0 * FLOAT * values.size, stream="update"
+    ),
     ("cross_entropy", "head_loss"): lambda x, weight, targets, ignore, scale, logits, losses, d_x, d_weight: _head(
         x, len(weight), d_x, d_weight, "float32"
     ),
@@ -148,7 +165,7 @@ _RULES: dict[tuple[str, str], Callable[..., Cost]] = {
     ): lambda x, along, across, targets, ignore, scale, logits, losses, d_x, d_weight: _head(
         x, len(along), d_x, d_weight, "bfloat16"
     ),
-    ("optimizer", "adamw"): _moved("AdamW", 7),
-    ("optimizer", "adamw_bfloat16"): _moved("AdamW", 8),
+    ("optimizer", "adamw"): _adamw(0),
+    ("optimizer", "adamw_bfloat16"): _adamw(1),
     ("optimizer", "squared_norm"): _moved("gradients' norm", 1),
 }

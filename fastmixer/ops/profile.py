@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from fastmixer.kernels import select
-from fastmixer.kernels.peak import measured_bandwidth, measured_peak_flops
+from fastmixer.kernels.peak import STREAMS, measured_bandwidth, measured_peak_flops
 from fastmixer.ops.costs import cost
 
 REST = "Python and the rest"
@@ -47,7 +47,7 @@ class Profile:
         """Count one kernel call."""
         work = cost(op, function, arguments)
         row = self.by_label.setdefault(work.label, Row(work.label))
-        compute, memory = work.flops / measured_peak_flops(work.precision), work.bytes / measured_bandwidth()
+        compute, memory = work.flops / measured_peak_flops(work.precision), work.bytes / measured_bandwidth(work.stream)
         row.calls, row.seconds = row.calls + 1, row.seconds + seconds
         row.flops, row.bytes, row.floor = (
             row.flops + work.flops,
@@ -109,7 +109,9 @@ class _Timed:
 @contextmanager
 def profiled(profile: Profile) -> Iterator[Profile]:
     """Add to profile what happens inside, as one step."""
-    measured_peak_flops(), measured_peak_flops("bfloat16"), measured_bandwidth()  # probed before the clock starts
+    measured_peak_flops(), measured_peak_flops("bfloat16")  # probed before the clock starts
+    for stream in STREAMS:
+        measured_bandwidth(stream)
     with select.observed(lambda op, module: _Timed(op, module, profile)):
         start = time.perf_counter()
         yield profile

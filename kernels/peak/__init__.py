@@ -1,4 +1,8 @@
-"""The measured limits of this machine, probed once a process: FLOP/s from registers, bytes/s from memory."""
+"""The measured limits of this machine, probed once a process: FLOP/s from registers, bytes/s from memory.
+
+Memory has two: what is only read, and what is read, changed and written back (an optimizer's arrays, a residual stream),
+which passes more bytes a second where reading and writing have channels of their own.
+"""
 
 import time
 from functools import lru_cache
@@ -13,6 +17,7 @@ PROBE_SECONDS = 0.02  # one timed piece: longer than a scheduler's hiccup is rar
 PROBE_REPEATS = 7  # best of: neighbours on a shared machine only ever slow a probe down
 READ_FLOATS = 1 << 26  # 256 MB, well past every cache
 READ_BLOCK = 1 << 16
+STREAMS = ("read", "update")
 
 
 def measured_peak_flops(precision: str = "float32") -> float:
@@ -21,9 +26,10 @@ def measured_peak_flops(precision: str = "float32") -> float:
     return _peak_flops(get_threads(), precision)
 
 
-def measured_bandwidth() -> float:
-    """Bytes per second that the current number of threads read from memory; cached."""
-    return _bandwidth(get_threads())
+def measured_bandwidth(stream: str = "read") -> float:
+    """Bytes per second between memory and the current number of threads; cached. stream "read", or "update": bytes read
+    and written, of data changed in place."""
+    return _bandwidth(get_threads(), stream)
 
 
 def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> float:
@@ -44,10 +50,14 @@ def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> f
     return operations / elapsed
 
 
-def probe_bandwidth(data: np.ndarray | None = None) -> float:
-    """One fresh probe of bytes/s over data: float32 [n] (256 MB of its own if None)."""
+def probe_bandwidth(data: np.ndarray | None = None, stream: str = "read") -> float:
+    """One fresh probe of bytes/s over data: float32 [n] (256 MB of its own if None); "update" changes it."""
     if data is None:
         data = np.ones(READ_FLOATS, np.float32)
+    if stream == "update":
+        start = time.perf_counter()
+        count = _probes().update_memory(data)
+        return count / (time.perf_counter() - start)
     sink = np.zeros((len(data) + READ_BLOCK - 1) // READ_BLOCK, np.float32)
     start = time.perf_counter()
     count = _probes().read_memory(data, sink)
@@ -67,6 +77,6 @@ def _peak_flops(threads: int, precision: str) -> float:
 
 
 @lru_cache
-def _bandwidth(threads: int) -> float:
+def _bandwidth(threads: int, stream: str) -> float:
     data = np.ones(READ_FLOATS, np.float32)
-    return max(probe_bandwidth(data) for _ in range(PROBE_REPEATS))
+    return max(probe_bandwidth(data, stream) for _ in range(PROBE_REPEATS))

@@ -45,3 +45,18 @@ def read_memory(data, sink):
 
     parallel_for(task, len(sink))
     return 4.0 * len(data)
+
+
+@compiled
+def _update_task(block):
+    half = np.float32(0.5)
+    for i in range(len(block)):
+        block[i] = half * block[i] + half
+
+
+def update_memory(data):
+    """Read data: float32 [n], change it and write it back, once, on all threads; returns the bytes read and written."""
+    parallel_for(
+        lambda index: _update_task(data[index * READ_BLOCK : (index + 1) * READ_BLOCK]), -(-len(data) // READ_BLOCK)
+    )
+    return 8.0 * len(data)

@@ -20,3 +20,9 @@ def read_memory(data, sink):
     """Read data: float32 [n] once; returns the bytes read."""
     sink[:] = data.sum()
     return 4.0 * len(data)
+
+
+def update_memory(data):
+    """Read data: float32 [n], change it and write it back; returns the bytes read and written."""
+    np.multiply(data, np.float32(0.5), out=data)
+    return 8.0 * len(data)

@@ -65,13 +65,26 @@ def test_every_kernel_of_a_step_has_a_cost():
 
 def test_shares_of_a_known_clock(monkeypatch):
     monkeypatch.setattr(module, "measured_peak_flops", lambda precision="float32": 1e9)
-    monkeypatch.setattr(module, "measured_bandwidth", lambda: 1e6)
+    monkeypatch.setattr(module, "measured_bandwidth", lambda stream: {"read": 1e6, "update": 2e6}[stream])
     profile = Profile()
     x, weight, out = (np.zeros(shape, np.float32) for shape in ((10, 20), (20, 30), (10, 30)))
     profile.add("matmul", "linear_forward", (x, weight, None, None, None, None, out, False, 0), 0.01)
     (row,) = profile.by_label.values()
     assert (row.flops, row.bytes) == (2 * 10 * 20 * 30, 4 * 600)
     assert row.floor == pytest.approx(2400 / 1e6) and row.limit == "memory" and row.share == pytest.approx(0.24)
+
+
+def test_bytes_that_are_written_too_have_a_limit_of_their_own(monkeypatch):
+    monkeypatch.setattr(module, "measured_peak_flops", lambda precision="float32": 1e9)
+    monkeypatch.setattr(module, "measured_bandwidth", lambda stream: {"read": 1e6, "update": 2e6}[stream])
+    flat, numbers = np.zeros(1000, np.float32), (1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 1.0)
+    for zeroed, moved in ((True, 8), (False, 7)):  # the gradient is read, and written only where it is zeroed
+        profile = Profile()
+        profile.add("optimizer", "adamw", (flat, flat, flat, flat, *numbers, zeroed), 0.02)
+        (row,) = profile.by_label.values()
+        assert row.bytes == moved * 4000 and row.floor == pytest.approx(moved * 4000 / 2e6) and row.limit == "memory"
+    profile.add("optimizer", "squared_norm", (flat,), 0.02)
+    assert profile.by_label["gradients' norm"].floor == pytest.approx(4000 / 1e6)
 
 
 def test_nothing_stays_behind():

@@ -57,7 +57,7 @@ def test_every_named_workload_is_there():
 def test_runs_are_interleaved_and_every_call_counts(monkeypatch):
     order, prepared = [], []
     monkeypatch.setattr(runner, "probe_flops", lambda seconds, precision: 1e9)
-    monkeypatch.setattr(runner, "probe_bandwidth", lambda memory: 1e9)
+    monkeypatch.setattr(runner, "probe_bandwidth", lambda memory, stream: 1e9)
     monkeypatch.setattr(runner, "ROUND_SECONDS", 0.0)
     monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.0)
 
