@@ -32,6 +32,15 @@ VEC_INLINE void vi_store(void *p, vi v) { memcpy(p, &v, sizeof v); }
 
 VEC_INLINE vi vi_set(int32_t x) { return x - (vi){0}; }
 
+VEC_INLINE int32_t vi_sum(vi v) {
+#if defined(VEC_AVX512)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#endif
+    int32_t total = 0;
+    for (int lane = 0; lane < VF_WIDTH; lane++) total += v[lane];
+    return total;
+}
+
 /* The same four bytes in every lane. */
 VEC_INLINE vi vi_broadcast_bytes(const int8_t *p) {
     int32_t four;

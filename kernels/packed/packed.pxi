@@ -1,4 +1,4 @@
-# Linear maps over packed weights for native modules: include "vec.pxi" first, then "packed/packed.pxi".
+# Linear maps over packed weights for native modules: include "vec.pxi", "matmul/gemm.pxi", then "packed/packed.pxi".
 #
 #   quantize_rows(x, row, tokens, columns, &rows)        activations to 8 bits, inline or as one region
 #   packed_linears(&task)                                one parallel region over the panels of up to three weights
@@ -190,6 +190,10 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
         row = 0
         while row < op.rows:
             rows = min(ROWS_TILE, op.rows - row)
+            # the tile's places in out are asked for now and needed when its sums are done
+            for t in range(rows):
+                for p in range(panels):
+                    prefetch_write(place_of_sum(op, i, row + t, panel + p))
             open_tile_of(rows, open, &op.x, row, packed_offset(w.bits, w.minimum), sums)
             if op.mode == LINEAR_GATE:
                 open_tile_of(rows, open + PANELS_TILE, &op.x, row, packed_offset(up.bits, up.minimum), gated)
@@ -203,12 +207,17 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
         panel += panels
 
 
+cdef inline float *place_of_sum(const LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel) noexcept nogil:
+    cdef ptrdiff_t token = row // 2 if op.fine else row
+    return op.parts[i].out + token * op.parts[i].out_row + panel * VF_WIDTH
+
+
 cdef inline void finish_columns(LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel, const float *sums,
                                 const float *gated, ptrdiff_t sums_row) noexcept nogil:
     """Bias, and what op.mode says, for the sums of one panel of x's row (and of the next one, sums_row on, if fine)."""
     cdef LinearPart *part = &op.parts[i]
-    cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column, token = row // 2 if op.fine else row
-    cdef float *out = part.out + token * part.out_row + column
+    cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column
+    cdef float *out = place_of_sum(op, i, row, panel)
     cdef vf value = vf_load(sums), other
     if op.fine:
         value = vf_add(value, vf_load(sums + sums_row))
