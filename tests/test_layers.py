@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "data": {"weights", "text", "ops", "kernels"},
     "weights": {"ops", "kernels", "text"},
     "model": {"weights", "text", "data", "ops", "kernels"},
+    "generate": {"model", "text", "ops", "kernels"},
     "train": {"model", "weights", "text", "data", "ops", "kernels"},
     "config_report": {"kernels"},
     "bench": {"train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},

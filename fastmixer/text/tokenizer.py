@@ -25,7 +25,8 @@ class Tokenizer:
 
     ids are below vocab_size; kind is one of KINDS. end_ids: every id that ends a text or a turn, end_id the usual one of
     them. begin_id: what a text begins with, None if nothing does; adds_begin: whether encode(..., begin=True) puts it
-    there. special_ids: tokens that decode leaves out. chat_template: how a chat is written (jinja2), or None.
+    there. special_ids: tokens that decode leaves out. piece_style: how pieces write bytes (pieces.py). chat_template: how a
+    chat is written (jinja2), or None.
     Any number of threads may use one tokenizer.
     """
 
@@ -41,7 +42,7 @@ class Tokenizer:
         self._conventions = conventions or _conventions_here(inner, name)
         self._without_special: Any = None
         self._lock = threading.Lock()
-        self._style = piece_style(inner)
+        self.piece_style = piece_style(inner)
         added = inner.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -101,7 +102,7 @@ class Tokenizer:
         token = self._token("piece_bytes", token_id)
         if token_id in self._added:
             return self._added[token_id].encode()
-        return bytes_of_piece(token, self._style)
+        return bytes_of_piece(token, self.piece_style)
 
     def pieces(self, text: str) -> list[str]:
         """The pieces of text as a reader would write them (a space is a space, not a stand-in)."""
