@@ -23,7 +23,9 @@ _HOME = {
     "fastmixer.ops.cross_entropy": ("cross_entropy", "head_loss"),
     "fastmixer.ops.dropout": ("dropout",),
     "fastmixer.ops.sampling": ("sample",),
-    "fastmixer.model": ("ModelConfig", "Transformer", "load"),
+    "fastmixer.model": ("ModelConfig", "Transformer"),
+    "fastmixer.generate": ("LanguageModel",),
+    "fastmixer.opening": ("load",),
     "fastmixer.text": ("Tokenizer", "train_tokenizer"),
     "fastmixer.train": ("AdamW", "Trainer"),
     "fastmixer.config_report": ("show_config",),
@@ -35,11 +37,12 @@ __all__ = ["__version__", *_MODULE_OF]
 
 if TYPE_CHECKING:
     from fastmixer.config_report import show_config as show_config
+    from fastmixer.generate import LanguageModel as LanguageModel
     from fastmixer.kernels.threads import get_threads as get_threads
     from fastmixer.kernels.threads import set_threads as set_threads
     from fastmixer.model import ModelConfig as ModelConfig
     from fastmixer.model import Transformer as Transformer
-    from fastmixer.model import load as load
+    from fastmixer.opening import load as load
     from fastmixer.ops.attention import attention as attention
     from fastmixer.ops.attention import attention_backward as attention_backward
     from fastmixer.ops.attention import attention_weights as attention_weights

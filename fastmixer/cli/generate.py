@@ -30,7 +30,7 @@ def generate(folder: Path, prompt: str, stop: tuple[str, ...], stats: bool, **ch
       fastmixer generate runs/book "Alice was"
       fastmixer generate runs/book "Alice was" --temperature 0 --max-new-tokens 40
     """
-    from fastmixer.model import load
+    from fastmixer.opening import load
 
     pieces = load(folder).stream(prompt, stop=stop or None, **choices)
     click.echo(prompt, nl=False)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fastmixer.model.cache import LayerCache
 from fastmixer.model.config import ModelConfig
 from fastmixer.model.parameters import Parameters
 from fastmixer.model.workspace import LayerActivations, Workspace, join_heads, split_heads
@@ -204,27 +203,6 @@ class Layer:
         self.rotary.turn(d_q, inverse=True)
         d_normed = self.qkv.backward(space.d_qkv, saved.attention_normed, space.d_branch)
         return self.attention_norm.backward(d_normed, x, saved.attention_norm_saved, d_middle, d_out)
-
-    # ---- inference ----
-
-    def forward_cached(self, x: np.ndarray, cache: LayerCache, positions: np.ndarray) -> np.ndarray:
-        """x: [batch * time, dim] at positions: int64 [batch, time], after what the cache holds; [batch * time, dim]."""
-        config = self.config
-        batch, time = positions.shape
-        normed, _ = self.attention_norm.forward(x)
-        qkv = self.qkv.forward(normed)
-        q, k, v = split_heads(qkv, config, batch, time)
-        self.rotary.turn(q, positions)
-        self.rotary.turn(k, positions)
-        keys, values, counts = cache.append(k, v)
-        attended = np.empty_like(x)
-        attention(
-            q, keys, values, causal=True, window=config.window, key_counts=counts,
-            out=join_heads(attended, config, batch, time),
-        )  # fmt: skip
-        middle = self.attention_output.forward(attended, residual=x)
-        normed, _ = self.feedforward_norm.forward(middle)
-        return self._feedforward(normed, None, residual=middle)
 
     # ---- parts ----
 

@@ -1,7 +1,7 @@
 """The one config-driven transformer: ids -> rows + positions -> layers -> norm -> head -> logits or loss -> gradients.
 
 Forward and backward are written by hand over fastmixer.ops. Knows nothing of optimizers, files of text or prompts'
-wording; generation is in generate.py, folders in fastmixer.weights.
+wording; what writes text is fastmixer.generate, folders are fastmixer.weights.
 """
 
 import warnings
@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmixer.model import generate
 from fastmixer.model.block import Layer, Norm, Rotary
-from fastmixer.model.cache import KVCache
 from fastmixer.model.config import ModelConfig, parameter_shapes
-from fastmixer.model.generate import TextStream
 from fastmixer.model.parameters import Parameters
 from fastmixer.model.workspace import LayerActivations, Workspace, split_heads
 from fastmixer.ops.attention import attention_weights
@@ -28,7 +25,10 @@ from fastmixer.ops.positions import add_positions, rotary_tables, sinusoidal_tab
 from fastmixer.weights.folder import load_folder, save_folder
 
 if TYPE_CHECKING:
+    from fastmixer.generate.language_model import LanguageModel
+    from fastmixer.generate.stream import TextStream
     from fastmixer.text import Tokenizer
+    from fastmixer.weights.source import ModelSource
 
 INITIAL_DEVIATION = 0.02  # GPT-2's; projections into the residual stream are scaled by 1 / sqrt(2 layers)
 IGNORE_INDEX = -100
@@ -192,51 +192,50 @@ class Transformer:
         self._forward(ids, space, None)
         return space.final_normed.reshape(*ids.shape, self.config.dim).copy()
 
-    def new_cache(self, batch: int, context: int | None = None) -> KVCache:
-        """An empty cache for `batch` sequences of at most `context` tokens (the model's if None)."""
-        return KVCache(self.config, batch, context or self.config.context, self.dtype)
+    def language_model(self) -> "LanguageModel":
+        """The weights as they are now, in float32, as what fastmixer.load gives: with a cache of keys and values."""
+        # The face of a model leads up to what writes with it; nothing else here does.
+        from fastmixer.generate.language_model import LanguageModel
+        from fastmixer.model.decoder import Decoder
 
-    def logits_cached(self, ids: np.ndarray, cache: KVCache) -> np.ndarray:
-        """float32 [batch, vocab] after the last of ids: integer [batch, time], which follow what the cache holds and are
-        added to it. ValueError if a sequence would outgrow the cache."""
-        arrays = Arrays("logits_cached", "embedding", batch=len(cache.lengths))
-        ids = arrays.check_ids("ids", ids, "batch time", self.config.vocab)
-        batch, time = ids.shape
-        longest = int(cache.lengths.max(initial=0)) + time
-        if longest > min(cache.context, self.config.context):
-            raise ValueError(f"logits_cached: {longest} tokens do not fit a context of {cache.context}")
-        positions = cache.positions(time)
-        x = self._embed(ids.reshape(-1), positions.reshape(-1), np.empty((ids.size, self.config.dim), self.dtype))
-        for layer in self._layers:
-            x = layer.forward_cached(x, cache.layer(layer.index), positions)
-        cache.advance(time)
-        last = np.ascontiguousarray(x.reshape(batch, time, -1)[:, -1])
-        normed, _ = self._final_norm.forward(last)
-        logits = np.empty((batch, self.config.vocab), self.dtype)
-        head, rounded = self.parameters[self._head_name], self.parameters.rounded(self._head_name)
-        for start in range(0, batch, HEAD_ROWS):
-            rows = slice(start, start + HEAD_ROWS)
-            linear(normed[rows], head, transpose_weight=True, rounded=rounded, out=logits[rows])
-        return logits
+        decoder = Decoder(self._source(), "float32", progress=False)
+        return LanguageModel(decoder, self.tokenizer, "the model", cache_dtype="float32")
 
     def generate(self, prompt: str | list[str], **options: Any) -> Any:
-        """Text that goes on from a prompt, or a list of texts from a list: see fastmixer.model.generate.Options.
+        """Text that goes on from a prompt, or a list of texts from a list: see fastmixer.generate.Options.
 
         max_new_tokens=64, temperature=0.8 (0: always the likeliest), top_k=0, top_p=1.0, min_p=0.0,
-        repetition_penalty=1.0, seed=None, stop=None (a string or several), ignore_eos=False. With return_details=True
-        gives Generation objects: text, tokens, finish_reason, prefill and decode tokens a second.
+        repetition_penalty=1.0, seed=None, stop=None (a string or several), ignore_eos=False and more. With
+        return_details=True gives Generation objects: text, tokens, finish_reason, tokens a second. Packs the weights anew
+        each time, as training may have moved them; for many calls keep language_model().
         """
-        return generate.generate(self, prompt, **options)
+        return self.language_model().generate(prompt, return_details=options.pop("return_details", False), **options)
 
-    def stream(self, prompt: str, **options: Any) -> TextStream:
+    def stream(self, prompt: str, **options: Any) -> "TextStream":
         """The same text piece by piece, as soon as each is certain; its .details say what came. Options as generate's."""
-        return TextStream(self, prompt, **options)
+        return self.language_model().stream(prompt, **options)
+
+    def _source(self) -> "ModelSource":
+        # Here and not above: these modules ask for this package's configuration, and would find it half made.
+        from fastmixer.weights.placed import PlacedTensors, own_places
+        from fastmixer.weights.quantized import BY_NAME
+        from fastmixer.weights.source import ModelSource
+        from fastmixer.weights.stored import StoredTensor
+
+        def stored(name: str) -> StoredTensor:
+            values = np.ascontiguousarray(self.parameters[name], np.float32)
+            return StoredTensor(BY_NAME["F32"], values.reshape(-1, values.shape[-1]).view(np.uint8), values.shape)
+
+        tensors = PlacedTensors(own_places(self.config, self.config.context), stored)
+        return ModelSource("the model", Path(), self.config, tensors, self.tokenizer)
 
     # ---- looking inside ----
 
     def nearest_tokens(self, text: str, k: int = 5) -> list[tuple[str, float]]:
         """The k pieces whose embedding rows are most alike to that of text (one piece), with cosine similarities."""
-        tokenizer = generate.require_tokenizer(self, "nearest_tokens")
+        if self.tokenizer is None:
+            raise ValueError("nearest_tokens: the model has no tokenizer; give one to Transformer(..., tokenizer=...)")
+        tokenizer = self.tokenizer
         ids = tokenizer.encode(text)
         if len(ids) != 1:
             pieces = tokenizer.pieces(text)

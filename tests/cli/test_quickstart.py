@@ -71,7 +71,7 @@ def test_the_same_seed_takes_the_same_walk(walked, tmp_path):
     again = quickstart(tmp_path / "run", steps=12, seed=0, say=lines.append, progress=False)
     assert again.before in walked[1].replace("\n    ", "\n")
     assert f"{again.unigram_entropy:.2f} nats" in walked[1]
-    assert (fm.load(again.folder).parameters.data == fm.load(walked[0]).parameters.data).all()
+    assert (fm.Transformer.load(again.folder).parameters.data == fm.Transformer.load(walked[0]).parameters.data).all()
 
 
 def test_without_matplotlib_it_draws_with_text(tmp_path, monkeypatch):

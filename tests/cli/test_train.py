@@ -25,15 +25,15 @@ def test_it_says_what_it_does(trained):
     assert lines[-3].startswith("whole step") and len(lines) <= 22 and max(map(len, lines[7:-1])) <= 90
     assert lines[-1] == f'saved in {folder}; try: fastmixer generate {folder} "Once"'
     assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl", "data", "checkpoints"}
-    assert isinstance(fm.load(folder), fm.Transformer)
+    assert isinstance(fm.Transformer.load(folder), fm.Transformer)
 
 
 def test_resume_of_a_finished_run_changes_nothing(run, trained):
     folder, _ = trained
-    before, rows = fm.load(folder).parameters.data.copy(), read_metrics(folder)
+    before, rows = fm.Transformer.load(folder).parameters.data.copy(), read_metrics(folder)
     result = run("train", "--out", folder, "--resume", "--no-progress")
     assert result.exit_code == 0 and "finished at step 12" in result.output
-    assert (fm.load(folder).parameters.data == before).all() and read_metrics(folder)[: len(rows)] == rows
+    assert (fm.Transformer.load(folder).parameters.data == before).all() and read_metrics(folder)[: len(rows)] == rows
 
 
 def test_resume_goes_on_as_if_never_stopped(run, trained, tmp_path):
@@ -43,7 +43,7 @@ def test_resume_goes_on_as_if_never_stopped(run, trained, tmp_path):
     assert [path.name for path in folder.glob("checkpoints/*")] == ["step-00000008"]
     result = run("train", "--out", folder, "--resume", "--no-progress")
     assert result.exit_code == 0 and result.stdout.splitlines()[1:3] == trained[1].splitlines()[3:5], result.output
-    assert (fm.load(folder).parameters.data == fm.load(trained[0]).parameters.data).all()
+    assert (fm.Transformer.load(folder).parameters.data == fm.Transformer.load(trained[0]).parameters.data).all()
     steps = [row["step"] for row in read_metrics(folder) if "loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 12
 
@@ -66,6 +66,13 @@ def test_resume_takes_more_steps_but_no_other_run(run, tmp_path, text_file, trai
     assert "Error: --preset cannot change when a run goes on: leave it out beside --resume" in result.output
 
 
+def test_a_batch_too_large_is_refused_before_work_begins(run, tmp_path, text_file):
+    result = run("train", text_file, "--out", tmp_path / "run", "--batch", 10**9)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("Error: training on batches of 1000000000 x ") and "What fits: batch " in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_activations_may_be_checkpointed_from_a_resume_on(run, tmp_path, trained):
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
@@ -74,7 +81,7 @@ def test_activations_may_be_checkpointed_from_a_resume_on(run, tmp_path, trained
         result = run("train", "--out", folder, "--resume", "--no-progress", option)
         assert result.exit_code == 0, result.output
         assert json.loads((folder / "run.json").read_text())["model"]["checkpoint_activations"] is kept
-        assert (fm.load(folder).parameters.data == fm.load(trained[0]).parameters.data).all()
+        assert (fm.Transformer.load(folder).parameters.data == fm.Transformer.load(trained[0]).parameters.data).all()
 
 
 def test_a_run_is_not_overwritten(run, trained, text_file, train_options):

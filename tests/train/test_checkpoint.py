@@ -52,8 +52,8 @@ def test_the_last_are_kept_and_a_checkpoint_is_a_model(saved):
     run, model, optimizer = saved
     save_checkpoint(run, 3, model, optimizer, {}, keep=2)
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002", "step-00000003"]
-    assert np.array_equal(fm.load(run).parameters.data, model.parameters.data)
-    assert np.array_equal(fm.load(list_checkpoints(run)[0]).parameters.data, model.parameters.data)
+    assert np.array_equal(fm.Transformer.load(run).parameters.data, model.parameters.data)
+    assert np.array_equal(fm.Transformer.load(list_checkpoints(run)[0]).parameters.data, model.parameters.data)
 
 
 def test_other_folders_are_no_checkpoints(saved, new_model):
@@ -62,7 +62,7 @@ def test_other_folders_are_no_checkpoints(saved, new_model):
         (run / "checkpoints" / name).mkdir()
     assert [path.name for path in list_checkpoints(run)] == ["step-00000001", "step-00000002"]
     assert restore_checkpoint(run, new_model(), optimizer)[0] == 2
-    assert np.array_equal(fm.load(run).parameters.data, model.parameters.data)
+    assert np.array_equal(fm.Transformer.load(run).parameters.data, model.parameters.data)
 
 
 def _cut(path):

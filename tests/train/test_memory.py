@@ -1,5 +1,6 @@
 """The peak of resident memory sees what was touched, from /proc and where there is none."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastmixer as fm
+from fastmixer.model.workspace import Workspace
 from fastmixer.train import memory
+from fastmixer.train.memory import available_memory, check_training_memory, training_memory
 
 MEGABYTE = 2**20
 RISE = """
@@ -39,3 +43,118 @@ def test_proc_and_the_system_call_agree_on_the_unit(monkeypatch):
     assert array.nbytes < told < 2**40
     monkeypatch.setattr(memory, "STATUS", Path("/nowhere/status"))
     assert memory.peak_memory() >= 0.9 * told  # the system call may begin at the parent's peak
+
+
+LLAMA = {
+    "kv_heads": 2,
+    "norm": "rmsnorm",
+    "positions": "rotary",
+    "activation": "silu",
+    "gated": True,
+    "tied_head": False,
+}
+
+
+def _arrays(value, found):
+    """All arrays that a workspace holds, each memory once."""
+    if isinstance(value, np.ndarray):
+        while value.base is not None:
+            value = value.base
+        found[id(value)] = value.nbytes
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _arrays(one, found)
+    elif hasattr(value, "__dict__"):
+        for one in vars(value).values():
+            _arrays(one, found)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, LLAMA], ids=["gpt2", "dropout", "llama"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_need_is_what_a_step_allocates(changes, checkpointed, precision):
+    config = fm.ModelConfig(**{"vocab": 512, "context": 32, "dim": 64, "layers": 3, "heads": 4, **changes})
+    model = fm.Transformer(
+        config, seed=0, precision=precision, force_precision=True, checkpoint_activations=checkpointed
+    )
+    optimizer = fm.AdamW(model.parameters)
+    ids = np.zeros((4, 32), np.int64)
+    model.forward_backward(ids, ids, dropout_seed=1)
+    need = training_memory(config, 4, 32, precision=precision, checkpoint_activations=checkpointed)
+    space = model._workspace
+    assert isinstance(space, Workspace)
+    del space.config
+    activations = _arrays(space, {})
+    assert need.activations == pytest.approx(activations, rel=0.02) and need.activations <= activations
+    rounded = [model.parameters.rounded(name) for name in model.parameters]
+    copies = sum(one.along.nbytes + one.across.nbytes for one in rounded if one is not None)
+    held = copies + sum(
+        a.nbytes for a in (model.parameters.data, model.parameters.gradients_data, optimizer.m, optimizer.v)
+    )
+    assert need.parameters == pytest.approx(held, rel=0.02) and need.parameters <= held
+
+
+def test_what_is_available(tmp_path):
+    meminfo, proc, root = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs"
+    assert available_memory(meminfo, proc, root) is None
+    meminfo.write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
+    assert available_memory(meminfo, proc, root) == 8000 * 1024
+    group = root / "a" / "b"
+    group.mkdir(parents=True)
+    proc.write_text("0::/a/b\n")
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("5\n")
+    assert available_memory(meminfo, proc, root) == 8000 * 1024
+    (root / "a" / "memory.max").write_text("3000000\n")
+    (root / "a" / "memory.current").write_text("1000000\n")
+    assert available_memory(meminfo, proc, root) == 2000000
+    (root / "a" / "memory.stat").write_text("anon 7\ninactive_file 400000\nactive_file 9\n")
+    assert available_memory(meminfo, proc, root) == 2400000
+    (group / "memory.max").write_text("4\n")
+    assert available_memory(meminfo, proc, root) == 0
+
+
+def test_what_is_available_in_old_groups(tmp_path):
+    folder = tmp_path / "fs" / "memory" / "job"
+    folder.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("4:memory:/job\n3:cpu,cpuacct:/\n")
+    (folder / "memory.limit_in_bytes").write_text("1000\n")
+    (folder / "memory.usage_in_bytes").write_text("300\n")
+    (folder / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 50\n")
+    assert available_memory(tmp_path / "none", tmp_path / "cgroup", tmp_path / "fs") == 750
+
+
+def test_this_machine_tells():
+    found = available_memory()
+    assert found is None or MEGABYTE < found < 2**50
+
+
+def test_too_large_a_batch_is_told_what_fits(monkeypatch):
+    config = fm.ModelConfig.preset("gpt2")
+    available = 8_000_000_000
+    monkeypatch.setattr(memory, "available_memory", lambda: available)
+    check_training_memory(config, 4, 1024)
+    with pytest.raises(MemoryError) as caught:
+        check_training_memory(config, 64, 1024)
+    found = re.fullmatch(
+        r"training on batches of 64 x 1024 tokens needs at least 44\.\d GB: 2\.0 GB for weights, gradients and AdamW's moments, "
+        r"4\d\.\d GB for activations; 8\.0 GB are available\. What fits: batch (\d+), or batch (\d+) with checkpointed "
+        r"activations; accumulate adds the gradients of several up",
+        str(caught.value),
+    )
+    assert found, caught.value
+    for batch, checkpointed in ((int(found[1]), False), (int(found[2]), True)):
+        check_training_memory(config, batch, 1024, checkpoint_activations=checkpointed)
+        with pytest.raises(MemoryError):
+            check_training_memory(config, batch + 1, 1024, checkpoint_activations=checkpointed)
+    assert int(found[2]) > int(found[1]) > 1
+    available = 1_500_000_000
+    with pytest.raises(MemoryError, match="are available. Choose a smaller preset, context or vocabulary$"):
+        check_training_memory(config, 1, 8)
+    check_training_memory(config, 1, 8, held=600_000_000)
+    available = 2_100_000_000
+    with pytest.raises(MemoryError, match="are available. Choose a shorter time or a smaller preset$"):
+        check_training_memory(config, 1, 1024)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    check_training_memory(config, 10**9, 1024)

@@ -129,10 +129,10 @@ def test_an_early_stop_comes_at_the_same_step_after_a_resume(tmp_path, new_train
 def test_a_run_that_stopped_early_stays_stopped(tmp_path, new_trainer):
     settings = {"steps": 50, "learning_rate": 0.0, "min_learning_rate": 0.0, "evaluate_every": 2, "patience": 3}
     new_trainer(tmp_path, **settings).fit()
-    before = fm.load(tmp_path).parameters.data.copy()
+    before = fm.Transformer.load(tmp_path).parameters.data.copy()
     result = fm.Trainer.resume(tmp_path, progress=False).fit()
     assert (result.reason, result.step) == ("early stop", 6) and not result.losses
-    assert np.array_equal(fm.load(tmp_path).parameters.data, before)
+    assert np.array_equal(fm.Transformer.load(tmp_path).parameters.data, before)
     assert fm.Trainer.resume(tmp_path, progress=False, patience=5).fit().step > 6  # unless it is given more of it
 
 
@@ -155,7 +155,7 @@ def test_nan_stops_and_overwrites_nothing(tmp_path, new_trainer):
         rf"the last checkpoint is {re.escape(str(last))}",
         str(caught.value),
     ), str(caught.value)
-    assert np.isfinite(fm.load(tmp_path).parameters.data).all()
+    assert np.isfinite(fm.Transformer.load(tmp_path).parameters.data).all()
     straight = new_trainer(tmp_path / "straight", steps=9)
     straight.fit()
     again = fm.Trainer.resume(tmp_path, progress=False)

@@ -29,7 +29,7 @@ def folder(tmp_path, model):
 
 
 def test_round_trip(folder, model):
-    again = fm.load(folder)
+    again = fm.Transformer.load(folder)
     assert again.config == model.config and again.tokenizer.to_json() == model.tokenizer.to_json()
     assert np.array_equal(again.parameters.data, model.parameters.data)
     assert again.generate("the cat", temperature=0) == model.generate("the cat", temperature=0)
@@ -39,12 +39,12 @@ def test_round_trip(folder, model):
 def test_saving_again_replaces(folder, model):
     model.parameters["final_norm.weight"][...] = 2
     model.save(folder)
-    assert (fm.load(folder).parameters["final_norm.weight"] == 2).all()
+    assert (fm.Transformer.load(folder).parameters["final_norm.weight"] == 2).all()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
 def test_a_full_disk_leaves_the_old_model(folder, model, monkeypatch):
-    before = fm.load(folder).parameters.data.copy()
+    before = fm.Transformer.load(folder).parameters.data.copy()
     model.parameters.data[:] = 7
 
     def full(path):
@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_the_old_model(folder, model, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         model.save(folder)
     monkeypatch.undo()
-    assert np.array_equal(fm.load(folder).parameters.data, before)
+    assert np.array_equal(fm.Transformer.load(folder).parameters.data, before)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
@@ -121,9 +121,9 @@ def _half(tensors):
 def test_damage_is_named(folder, damage, error, text):
     damage(folder)
     with pytest.raises(error, match=f"^{re.escape(text.format(f=folder))}"):
-        fm.load(folder)
+        fm.Transformer.load(folder)
 
 
 def test_absent(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent is not a folder; a model folder holds config.json and model.safetensors"):
-        fm.load(tmp_path / "absent")
+        fm.Transformer.load(tmp_path / "absent")
