@@ -17,11 +17,16 @@ from fastmixer.cli import options
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
 )
-@click.option("--against", help="Instead: ours beside a peer's, interleaved: torch (default: no peer).")
+@click.option(
+    "--against",
+    help="Instead: ours beside others, interleaved: a comma list of torch, openblas-avx2, machine, numba; or all "
+    "(default: none).",
+)
+@click.option("--long", is_flag=True, help="Instead, or after --against: time per token at 1024 and 4096 tokens.")
 @click.option(
     "--markdown",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Of --against: also write a page of results (default: only the table).",
+    help="Of --against (and --long beside it): also write a page of results (default: only the tables).",
 )
 @click.option("--profile", is_flag=True, help="Instead: where the time of a training step of GPT-2 124M goes.")
 @click.option("--precision", default="float32", show_default=True, help="Of --profile: float32 or bfloat16.")
@@ -40,6 +45,7 @@ def bench(
     precision: str,
     chart: Path | None,
     against: str | None,
+    long: bool,
     markdown: Path | None,
 ) -> None:
     """Time all ops, or each OP, in NumPy, Numba and Cython, interleaved, over the measured peak.
@@ -50,13 +56,19 @@ def bench(
       fastmixer bench matmul attention   two ops
       fastmixer bench step               a whole training step of GPT-2 124M
       fastmixer bench step --profile     where that step's time goes, and how near each part is to the machine's limit
+      fastmixer bench step --long        a step's time per token at 1024 and 4096 tokens, and attention's part of it
       fastmixer bench --against torch    attention, embedding, head and steps beside PyTorch's (some ten minutes)
+      fastmixer bench --against openblas-avx2,machine    matrix products: of OpenBLAS' speed, and of the peak
+      fastmixer bench --against all --long --markdown benchmarks/RESULTS.md    everything, as a page
     """
     if against is not None:
-        _against(op, against, rounds, markdown)
+        _against(op, against, rounds, long, markdown)
         return
     if markdown is not None:
         raise click.UsageError("--markdown writes what --against measures: give both")
+    if long:
+        _long(op)
+        return
     if profile:
         _profile(op, precision, chart)
         return
@@ -97,27 +109,49 @@ def _profile(op: tuple[str, ...], precision: str, chart: Path | None) -> None:
         click.echo(f"chart: {chart}" if drawn else 'a chart needs matplotlib: pip install "fastmixer[plot]"')
 
 
-def _against(op: tuple[str, ...], peers: str, rounds: int, path: Path | None) -> None:
-    from fastmixer.bench import against
-    from fastmixer.bench.peers import find_peer
+def _long(op: tuple[str, ...]) -> None:
+    from fastmixer.bench import long
+
+    if op not in ((), ("step",)):
+        raise click.UsageError(f"--long is of the step: fastmixer bench step --long; got {' '.join(op)}")
+    click.echo(long.table(long.measure()))
+
+
+def _against(op: tuple[str, ...], peers: str, rounds: int, with_long: bool, path: Path | None) -> None:
+    from fastmixer.bench import against, long
+    from fastmixer.bench.isolated import run_isolated
+    from fastmixer.bench.peers import PEERS, find_peer, peer_names
     from fastmixer.config_report import config_report
     from fastmixer.kernels.select import implementation
 
-    modules = [find_peer(name.strip()) for name in peers.split(",")]
-    comparisons = [one for module in modules for one in module.comparisons() if not op or one.group in op]
-    if not comparisons:
-        raise click.UsageError(f"nothing to compare in {' '.join(op)}; there are attention, embedding, head, step, memory")
+    modules = {name: find_peer(name) for name in peer_names(peers)}
+    found = {name: module.comparisons() for name, module in modules.items()}
+    groups = list(dict.fromkeys(one.group for comparisons in found.values() for one in comparisons))
+    found = {name: [one for one in comparisons if not op or one.group in op] for name, comparisons in found.items()}
+    if not any(found.values()):
+        raise click.UsageError(f"nothing to compare in {' '.join(op)}; there are {', '.join(groups)}")
     report = config_report(measure=False)
     about = {"processor": report["processor"], "threads": str(report["threads"]), "kernels": implementation("matmul")}
     about |= {"python": report["python"], "numpy": report["libraries"]["numpy"]}
-    for module in modules:
-        about |= module.versions()
     click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + "\n")
     click.echo(against.HEADER)
     outcomes = []
-    for outcome in against.run(comparisons, min(rounds, against.ROUNDS)):
-        outcomes.append(outcome)
-        click.echo(against.row(outcome))
+    for name, comparisons in found.items():
+        if not comparisons:
+            continue
+        if PEERS[name].environment:
+            versions, measured = run_isolated(name, comparisons, rounds, op)
+        else:
+            versions, measured = modules[name].versions(), against.run(comparisons, rounds)
+        about |= versions
+        for outcome in measured:
+            outcomes.append(outcome)
+            click.echo(against.row(outcome))
+    click.echo("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
+    growth = long.measure() if with_long else None
+    if growth is not None:
+        click.echo("\n" + long.table(growth))
     if path is not None:
-        path.write_text(against.markdown(outcomes, about), encoding="utf-8")
+        more = "" if growth is None else long.markdown(growth)
+        path.write_text(against.markdown(outcomes, about, more), encoding="utf-8")
         click.echo(f"\nresults written to {path}")

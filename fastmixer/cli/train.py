@@ -1,7 +1,7 @@
 """`fastmixer train`: text files in, a run folder out. Knows only how to ask, to set up and to print."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,7 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
     from fastmixer.text import KINDS, Tokenizer, train_tokenizer
     from fastmixer.text.files import read_text
     from fastmixer.train import Trainer, TrainSettings
+    from fastmixer.train.memory import check_training_memory
     from fastmixer.train.trainer import DATA
     from fastmixer.weights.folder import CHECKPOINTS
 
@@ -151,6 +152,12 @@ def _new_trainer(text: tuple[Path, ...], out: Path, choices: dict[str, Any], how
     # Everything that can be wrong is looked at before work begins.
     config = ModelConfig.preset(preset, dropout=dropout, **({} if context is None else {"context": context}))
     settings = TrainSettings(**{**choices, "time": config.context if choices["time"] is None else choices["time"]})
+    # The tokenizer that comes may have any size: here the smallest, and the trainer looks again.
+    least = replace(config, vocab=1)
+    check_training_memory(
+        least, settings.batch, settings.time, precision=str(how_to_train["precision"]),
+        checkpoint_activations=bool(how_to_train["checkpoint_activations"]),
+    )  # fmt: skip
     for path in text:
         read_text(path)
     if kind in KINDS:

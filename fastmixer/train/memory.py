@@ -1,10 +1,21 @@
-"""How much memory this process has used at most. Knows nothing of what used it."""
+"""How much memory this process has used at most, how much it may still use, and how much training a model needs.
+
+Knows shapes and sizes; nothing of what is computed.
+"""
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from fastmixer.kernels.threads.limits import CGROUP_ROOT, CGROUPS, cgroup_values
+from fastmixer.model.config import ModelConfig, parameter_shapes
+from fastmixer.ops.cross_entropy import chunk_rows
+
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+FLOAT = 4  # bytes
+OPTIMIZER_COPIES = 4  # weights, gradients, AdamW's two moments
 
 
 def peak_memory() -> int:
@@ -19,3 +30,119 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory(meminfo: Path = MEMINFO, proc: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int | None:
+    """Bytes that this process may still use: the least of what the system calls available and what its control groups
+    leave; None where the system does not tell."""
+    left = cgroup_values("memory", _left_v2, _left_v1, proc, root)
+    if meminfo.exists():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        if found:
+            left.append(int(found[1]) * 1024)
+    return max(0, int(min(left))) if left else None
+
+
+def _left_v2(folder: Path) -> float | None:
+    return _left(folder / "memory.max", folder / "memory.current", folder / "memory.stat", "inactive_file")
+
+
+def _left_v1(folder: Path) -> float | None:
+    used = folder / "memory.usage_in_bytes"
+    return _left(folder / "memory.limit_in_bytes", used, folder / "memory.stat", "total_inactive_file")
+
+
+def _left(limit: Path, used: Path, stat: Path, cached: str) -> float | None:
+    """limit - used + what the kernel would let go (files' pages that are not in use)."""
+    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+        return None
+    found = re.search(rf"^{cached} (\d+)$", stat.read_text(), re.MULTILINE) if stat.exists() else None
+    return int(limit.read_text()) - int(used.read_text()) + (int(found[1]) if found else 0)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that training takes at least: of parameters (weights, copies in bfloat16, gradients, moments), of the arrays
+    of a step, and of those the part that each sequence of the batch takes."""
+
+    parameters: int
+    activations: int
+    per_sequence: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.activations
+
+
+def training_memory(
+    config: ModelConfig,
+    batch: int,
+    time: int,
+    *,
+    precision: str = "float32",
+    checkpoint_activations: bool = False,
+) -> TrainingMemory:
+    """What training a model takes at least: the shapes of fastmixer/model/workspace.py and of the flat buffers."""
+    shapes = [(name, _product(shape), len(shape)) for name, shape in parameter_shapes(config)]
+    numbers = OPTIMIZER_COPIES * sum(count for _, count, _ in shapes)
+    if precision == "bfloat16":  # two layouts of two bytes
+        head = "embedding.weight" if config.tied_head else "head.weight"
+        numbers += sum(n for name, n, axes in shapes if axes == 2 and (name.startswith("layers.") or name == head))
+    inner = (3 if config.gated else 2) * config.hidden + config.qkv_width
+    layer = inner + 5 * config.dim + config.heads
+    layers = layer + (config.layers - 1) * config.dim if checkpoint_activations else config.layers * layer
+    gradients = inner + (4 if config.dropout > 0 else 3) * config.dim
+    per_sequence = FLOAT * time * (layers + gradients + 2 * config.dim)
+    logits = FLOAT * chunk_rows(batch * time) * config.vocab
+    return TrainingMemory(FLOAT * numbers, batch * per_sequence + logits, per_sequence)
+
+
+def check_training_memory(
+    config: ModelConfig,
+    batch: int,
+    time: int,
+    *,
+    precision: str = "float32",
+    checkpoint_activations: bool = False,
+    held: int = 0,
+) -> None:
+    """Raise MemoryError, with the numbers and what would fit, if training needs more than there is.
+
+    held: bytes of it that this process holds already.
+    """
+    available = available_memory()
+    need = training_memory(config, batch, time, precision=precision, checkpoint_activations=checkpoint_activations)
+    if available is None or need.total <= available + held:
+        return
+    parts = (
+        f"training on batches of {batch} x {time} tokens needs at least {_gigabytes(need.total)}: "
+        f"{_gigabytes(need.parameters)} for weights, gradients and AdamW's moments, {_gigabytes(need.activations)} for "
+        f"activations; {_gigabytes(available + held)} are available. "
+    )
+    left = available + held - need.parameters
+    if left <= 0:
+        raise MemoryError(parts + "Choose a smaller preset, context or vocabulary")
+    ways = []
+    for checkpointed in (checkpoint_activations, True):
+        of = training_memory(config, batch, time, precision=precision, checkpoint_activations=checkpointed)
+        fits = min((left - (of.activations - batch * of.per_sequence)) // of.per_sequence, batch)
+        if fits >= 1:
+            ways.append(
+                f"batch {fits}{'' if checkpointed == checkpoint_activations else ' with checkpointed activations'}"
+            )
+    ways = list(dict.fromkeys(ways))
+    if not ways:
+        raise MemoryError(parts + "Choose a shorter time or a smaller preset")
+    raise MemoryError(parts + f"What fits: {', or '.join(ways)}; accumulate adds the gradients of several up")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

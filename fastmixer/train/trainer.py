@@ -25,7 +25,7 @@ from fastmixer.ops.dropout import fold_seed
 from fastmixer.ops.profile import Profile, profiled
 from fastmixer.text import Tokenizer
 from fastmixer.train.checkpoint import clean_up, list_checkpoints, restore_checkpoint, save_checkpoint
-from fastmixer.train.memory import peak_memory
+from fastmixer.train.memory import check_training_memory, peak_memory
 from fastmixer.train.metrics import MetricsWriter
 from fastmixer.train.optimizer import AdamW
 from fastmixer.train.schedule import SCHEDULES, learning_rate_at
@@ -139,6 +139,11 @@ class Trainer:
                 f"Trainer: the data's vocab of {self.data.train.vocab} is more than the model's {model.config.vocab}"
             )
         self.reader = BatchReader(self.data.train, self.settings.batch, self.settings.time, self.settings.seed)
+        held = model.parameters.data.nbytes + model.parameters.gradients_data.nbytes
+        check_training_memory(
+            model.config, self.settings.batch, self.settings.time, precision=model.precision,
+            checkpoint_activations=model.checkpoint_activations, held=held,
+        )  # fmt: skip
         self.optimizer = AdamW(
             model.parameters, weight_decay=self.settings.weight_decay, clip_norm=self.settings.clip_norm
         )

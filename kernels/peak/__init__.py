@@ -5,6 +5,7 @@ which passes more bytes a second where reading and writing have channels of thei
 """
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 
@@ -37,9 +38,7 @@ def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> f
 
     precision "bfloat16": of its dot product, added up in float32; without instructions for it, of float32.
     """
-    probes = _probes()
-    rounded = precision == "bfloat16" and probes.__name__.endswith("bf16")
-    probe = probes.bfloat16_rounds if rounded else probes.fma_rounds
+    probe = _flops_probe(precision)
     sink = np.zeros(get_threads(), np.float32)
     rounds, elapsed, operations = 1000, 0.0, 0.0
     while elapsed < seconds:
@@ -48,6 +47,14 @@ def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> f
         operations = probe(sink, rounds)
         elapsed = time.perf_counter() - start
     return operations / elapsed
+
+
+def flops_call(flops: float, precision: str = "float32") -> Callable[[], float]:
+    """A call that does about so many operations from registers, on the current threads, and returns their number: what
+    a kernel that does as many is timed beside."""
+    probe, sink, few = _flops_probe(precision), np.zeros(get_threads(), np.float32), 1000
+    rounds = max(1, round(few * flops / probe(sink, few)))
+    return lambda: probe(sink, rounds)
 
 
 def probe_bandwidth(data: np.ndarray | None = None, stream: str = "read") -> float:
@@ -62,6 +69,12 @@ def probe_bandwidth(data: np.ndarray | None = None, stream: str = "read") -> flo
     start = time.perf_counter()
     count = _probes().read_memory(data, sink)
     return count / (time.perf_counter() - start)
+
+
+def _flops_probe(precision: str) -> Callable[[np.ndarray, int], float]:
+    probes = _probes()
+    rounded = precision == "bfloat16" and probes.__name__.endswith("bf16")
+    return probes.bfloat16_rounds if rounded else probes.fma_rounds
 
 
 @lru_cache

@@ -4,9 +4,12 @@ Knows nothing of the pool. Every source that is absent (another operating system
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 MOST_THREADS = 1024  # MAX_THREADS in pool.c
+CGROUPS, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+Reader = Callable[[Path], float | None]
 
 
 def default_threads() -> int:
@@ -35,31 +38,36 @@ def physical_cores(processors: set[int], root: Path = Path("/sys/devices/system/
     return len(siblings)
 
 
-def cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def cgroup_quota(proc: Path = CGROUPS, root: Path = CGROUP_ROOT) -> float | None:
     """The tightest CPU quota, in processors, of this process's control groups (v2 or v1); None if unlimited."""
+    return min(cgroup_values("cpu", _quota_v2, _quota_v1, proc, root), default=None)
+
+
+def cgroup_values(controller: str, read_v2: Reader, read_v1: Reader, proc: Path, root: Path) -> list[float]:
+    """What read_v2 or read_v1 find, if anything, in the folders of this process's control groups and all their parents:
+    each of their limits binds."""
     if not proc.exists():
-        return None
-    quotas = []
+        return []
+    values = []
     for line in proc.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            quotas += _quotas_upwards(root, path, _quota_v2)
-        elif "cpu" in controllers.split(","):
-            quotas += _quotas_upwards(root / controllers, path, _quota_v1)
-            quotas += _quotas_upwards(root / "cpu", path, _quota_v1)
-    return min(quotas, default=None)
+            values += _values_upwards(root, path, read_v2)
+        elif controller in controllers.split(","):
+            values += _values_upwards(root / controllers, path, read_v1)
+            values += _values_upwards(root / controller, path, read_v1)
+    return values
 
 
-def _quotas_upwards(root: Path, path: str, read) -> list[float]:
-    """Quotas of a group and of all its parents: each of them binds."""
+def _values_upwards(root: Path, path: str, read: Reader) -> list[float]:
     folder = root / path.lstrip("/")
-    quotas = []
+    values = []
     while True:
-        quota = read(folder)
-        if quota is not None:
-            quotas.append(quota)
+        value = read(folder)
+        if value is not None:
+            values.append(value)
         if folder == root or root not in folder.parents:
-            return quotas
+            return values
         folder = folder.parent
 
 

@@ -11,11 +11,14 @@ BLOCK = 1 << 16
 @pytest.mark.parametrize("name", select.implementations("peak"))
 def test_an_update_reaches_every_number_once(name):
     data = np.zeros(3 * BLOCK, np.float32)
-    expected = 0.0 if name == "reference" else 0.5  # NumPy halves, the others also add a half
-    for _ in range(2):
+    for expected in (0.5, 0.75):
         assert select.kernel_module("peak", name).update_memory(data) == 8.0 * data.size
         assert (data == expected).all()
-        expected = 0.5 * expected + (0.0 if name == "reference" else 0.5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_call_of_so_many_operations(precision):
+    assert peak.flops_call(1e9, precision)() == pytest.approx(1e9, rel=0.01)
 
 
 @pytest.mark.parametrize("stream", peak.STREAMS)

@@ -134,7 +134,11 @@ def _head_inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _our_head() -> Call:
     x, weight, targets = _head_inputs()
-    d_x, d_weight, logits = np.empty_like(x), np.zeros_like(weight), np.empty((chunk_rows(1024), PADDED_VOCAB), np.float32)
+    d_x, d_weight, logits = (
+        np.empty_like(x),
+        np.zeros_like(weight),
+        np.empty((chunk_rows(1024), PADDED_VOCAB), np.float32),
+    )
     return lambda: head_loss(x, weight, targets, d_x=d_x, d_weight=d_weight, logits=logits)
 
 
