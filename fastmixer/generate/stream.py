@@ -44,6 +44,7 @@ class TextStream:
         assert sequence.text is not None
         self._scheduler, self._sequence, self._tokenizer = scheduler, sequence, tokenizer
         self._pieces = sequence.text.pieces
+        self._is_closed = False
         scheduler.start([sequence])
 
     def __iter__(self) -> "TextStream":
@@ -57,7 +58,7 @@ class TextStream:
         except BaseException:
             self.close()
             raise
-        if self._pieces:
+        if self._pieces and not self._is_closed:
             return self._pieces.popleft()
         if sequence.error is not None:
             raise sequence.error
@@ -76,6 +77,7 @@ class TextStream:
 
     def close(self) -> None:
         """End it here; nothing happens if it had ended."""
+        self._is_closed = True
         self._scheduler.cancel(self._sequence)
 
     @property
@@ -94,6 +96,7 @@ class AsyncTextStream:
         self._pieces = sequence.text.pieces
         self._scheduler = scheduler
         self._waiter: Waiter | None = None
+        self._is_closed = False
 
     def __aiter__(self) -> "AsyncTextStream":
         return self
@@ -107,7 +110,7 @@ class AsyncTextStream:
         except BaseException:
             await self.aclose()
             raise
-        if self._pieces:
+        if self._pieces and not self._is_closed:
             return self._pieces.popleft()
         if sequence.error is not None:
             raise sequence.error
@@ -125,6 +128,7 @@ class AsyncTextStream:
 
     async def aclose(self) -> None:
         """End it here; nothing happens if it had ended."""
+        self._is_closed = True
         self._scheduler.cancel(self._sequence)
 
     @property
