@@ -116,7 +116,10 @@ def test_too_little_memory_is_one_line(run, tmp_path, text_file):
     result = run(
         "train", text_file, "--out", tmp_path / "run", "--tokenizer", "characters", "--context", 10**12, "--time", 8
     )
-    assert result.exit_code == 1 and re.fullmatch(r"Error: Unable to allocate .*\n", result.stderr), result.output
+    assert result.exit_code == 1 and re.fullmatch(
+        r"Error: training on batches of 8 x 8 tokens needs at least .* Choose a smaller preset, context or vocabulary\n",
+        result.stderr,
+    ), result.output
 
 
 @pytest.mark.parametrize(
