@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "weights": {"ops", "kernels", "text"},
     "model": {"weights", "text", "data", "ops", "kernels"},
     "generate": {"model", "text", "ops", "kernels"},
+    "embed": {"model", "weights", "text", "ops", "kernels"},
     "opening": {"generate", "model", "weights"},
     "train": {"model", "weights", "text", "data", "ops", "kernels"},
     "config_report": {"kernels"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
 # Single modules that a package may import of one that stands above it: a configuration knows no arrays, and
 # Transformer.generate is a face that leads up to what writes.
 MAY_IMPORT_MODULES = {
-    "weights": {"fastmixer.model.config"},
+    "weights": {"fastmixer.model.config", "fastmixer.model.encoder_config"},
     "model": {"fastmixer.generate.language_model", "fastmixer.generate.stream"},
 }
 # The one package whose top-level name stands for "version" and lazy lookups; anything may ask it for __version__.

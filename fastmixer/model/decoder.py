@@ -61,20 +61,7 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights as they are kept."""
-        found: dict[int, int] = {}
-
-        def add(part: Any) -> None:
-            if isinstance(part, PackedWeight | np.ndarray):
-                found[id(part)] = part.nbytes
-            elif isinstance(part, tuple):
-                for item in part:
-                    add(item)
-            elif hasattr(part, "__dataclass_fields__"):
-                for name in part.__dataclass_fields__:
-                    add(getattr(part, name))
-
-        add(self.spec)
-        return sum(found.values())
+        return spec_bytes(self.spec)
 
     def new_pages(self, pages_per_group: int | Sequence[int], dtype: str = "bfloat16") -> KVPages:
         """Empty pages of 64 tokens for keys and values: so many in each group of layers. dtype: "float32", "bfloat16" or
@@ -250,7 +237,7 @@ class Decoder:
 
     def _matrix(self, name: str, is_table: bool = False) -> PackedWeight:
         tensor = self._tensor(name)
-        kind = self.kinds[name] = _kind_of(tensor.type.name, self.weights, is_table)
+        kind = self.kinds[name] = kind_of(tensor.type.name, self.weights, is_table)
         packed = self._packing.pack_weight(np.ascontiguousarray(tensor.raw), tensor.type.name, *tensor.shape, kind)
         self._progress.update(tensor.nbytes)
         return packed
@@ -266,7 +253,7 @@ class Decoder:
         )  # fmt: skip
 
 
-def _kind_of(type_name: str, weights: str, is_table: bool) -> str:
+def kind_of(type_name: str, weights: str, is_table: bool) -> str:
     """How a matrix of this format is kept; is_table: embedding or head."""
     if weights == "int4" and is_table:
         return "int8"
@@ -275,6 +262,24 @@ def _kind_of(type_name: str, weights: str, is_table: bool) -> str:
     if type_name in PLAIN_TYPES:
         return "bfloat16" if is_fast() else "float32"
     return "int4" if type_name in FOUR_BITS else "int8"
+
+
+def spec_bytes(spec: Any) -> int:
+    """Bytes of all arrays of a spec, those that stand in two places once."""
+    found: dict[int, int] = {}
+
+    def add(part: Any) -> None:
+        if isinstance(part, PackedWeight | np.ndarray):
+            found[id(part)] = part.nbytes
+        elif isinstance(part, tuple):
+            for item in part:
+                add(item)
+        elif hasattr(part, "__dataclass_fields__"):
+            for name in part.__dataclass_fields__:
+                add(getattr(part, name))
+
+    add(spec)
+    return sum(found.values())
 
 
 def _layer_windows(config: ModelConfig) -> list[int]:

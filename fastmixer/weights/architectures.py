@@ -18,7 +18,7 @@ from fastmixer.weights.strict_json import Fields, short
 MAX_PARAMETERS = 1 << 43
 _RMS = {"norm": "rmsnorm", "positions": "rotary", "gated": True, "bias": False}
 _GEMMA = {**_RMS, "post_norms": True}
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }  # fmt: skip
@@ -172,7 +172,7 @@ def read_config(values: dict[str, Any], where: str | Path, context: int | None =
         "kv_heads": fields.integer("num_key_value_heads", heads, high=1 << 14) if name != "gpt2" else heads,
         "hidden": fields.integer("intermediate_size", 4 * dim if name == "gpt2" else None),
         "norm_epsilon": fields.number("rms_norm_eps", architecture.epsilon),
-        "activation": _ACTIVATIONS[fields.choice(architecture.activation, tuple(_ACTIVATIONS), "silu")],
+        "activation": ACTIVATIONS[fields.choice(architecture.activation, tuple(ACTIVATIONS), "silu")],
         "tied_head": fields.flag("tie_word_embeddings", architecture.tied),
     }  # fmt: skip
     if not fields.has("head_dim") and dim % heads:

@@ -1,7 +1,7 @@
 """Model folders as open models: transformers' (config.json, safetensors in one file or many, tokenizer, advice on sampling)
 and our own. Knows the files; what names and fields mean is in architectures.py and hf_names.py."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def open_folder(folder: str | Path, context: int | None = None, name: str | None
     folder = Path(folder)
     values = read_object(folder / CONFIG)
     where = str(folder / CONFIG)
-    files = _weights(folder)
+    files = weight_files(folder)
     if values.get("model_type") == FORMAT:
         config, tensors = _own(values, where, files, context)
     else:
@@ -49,7 +49,7 @@ def open_folder(folder: str | Path, context: int | None = None, name: str | None
 
 
 def _own(
-    values: dict[str, Any], where: str, files: "_Files", context: int | None
+    values: dict[str, Any], where: str, files: "TensorFiles", context: int | None
 ) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
     try:
         config = ModelConfig.from_dict({name: value for name, value in values.items() if name != "model_type"})
@@ -66,11 +66,11 @@ def _own(
 
 
 def _others(
-    values: dict[str, Any], where: str, files: "_Files", context: int | None
+    values: dict[str, Any], where: str, files: "TensorFiles", context: int | None
 ) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
     config = read_config(values, where, context)
     architecture, _ = architecture_of(values, where)
-    files.rename(architecture)
+    files.rename(lambda name: plain_name(architecture, name))
     if config.tied_head:  # some files hold the embedding a second time
         files.drop("lm_head.weight")
     places = hf_places(architecture, config, trained_context(values, where))
@@ -78,7 +78,7 @@ def _others(
     return config, PlacedTensors(places, files.tensor)
 
 
-class _Files:
+class TensorFiles:
     """The tensors of one or many safetensors files, by name."""
 
     def __init__(self, main: Path, files: list[SafetensorsFile]):
@@ -93,11 +93,11 @@ class _Files:
             raise ValueError(f"{file.path}: tensor {stored} stands also in {self._tensors[name][0].path} as {name}")
         self._tensors[name] = (file, stored)
 
-    def rename(self, architecture: str) -> None:
-        """Names as the model's body alone would have them."""
+    def rename(self, plain: Callable[[str], str | None]) -> None:
+        """Names as the model's body alone would have them; None: no tensor of it."""
         old, self._tensors = self._tensors, {}
         for file, stored in old.values():
-            name = plain_name(architecture, stored)
+            name = plain(stored)
             if name is not None:
                 self._add(name, file, stored)
 
@@ -119,9 +119,10 @@ class _Files:
         return file[stored]
 
 
-def _weights(folder: Path) -> _Files:
+def weight_files(folder: Path) -> TensorFiles:
+    """The safetensors file of a folder, or its shards. FileNotFoundError or ValueError names the file."""
     if (folder / WEIGHTS).exists():
-        return _Files(folder / WEIGHTS, [SafetensorsFile(folder / WEIGHTS)])
+        return TensorFiles(folder / WEIGHTS, [SafetensorsFile(folder / WEIGHTS)])
     if (folder / INDEX).exists():
         return _shards(folder)
     for path in sorted(folder.iterdir()):
@@ -132,7 +133,7 @@ def _weights(folder: Path) -> _Files:
     raise FileNotFoundError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{advice}")
 
 
-def _shards(folder: Path) -> _Files:
+def _shards(folder: Path) -> TensorFiles:
     index = folder / INDEX
     weight_map = Fields(read_object(index), str(index)).object("weight_map")
     if not weight_map.values:
@@ -149,7 +150,7 @@ def _shards(folder: Path) -> _Files:
             shards[shard] = SafetensorsFile(folder / shard)
         if tensor not in shards[shard].infos:
             raise ValueError(f"{folder / shard}: tensor {short(tensor)} is missing, which {index} says is there")
-    return _Files(index, list(shards.values()))
+    return TensorFiles(index, list(shards.values()))
 
 
 def _tokenizer(folder: Path, config: ModelConfig) -> "Tokenizer | None":

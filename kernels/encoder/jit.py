@@ -4,6 +4,8 @@ Norms and rotations stay NumPy's: their work grows with tokens, not with weights
 reference.py.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from fastmixer.kernels.encoder import reference
@@ -27,7 +29,7 @@ class Encoder(reference.Encoder):
         # a task: one head of so many queries of one sequence
         tasks = [
             (start, stop, first, head)
-            for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+            for start, stop in pairwise(starts.tolist())
             for first in range(start, stop, QUERIES_A_TASK)
             for head in range(self.spec.heads)
         ]

@@ -5,6 +5,8 @@ Sources: Devlin et al. 2018 (arXiv 1810.04805); relative positions of MPNet, Son
 rotation and local layers of ModernBERT, Warner et al. 2024 (2412.13663).
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
@@ -91,7 +93,7 @@ class Encoder:
     def _attend(self, q, k, v, starts, window):
         """float32 [tokens, heads * head_dim]: each sequence's queries over its own keys and values."""
         out = np.empty(q.shape, np.float32)
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        for start, stop in pairwise(starts):
             if start < stop:
                 tokens = slice(start, stop)
                 out[tokens] = self._blend(q[tokens], k[tokens], v[tokens], window)

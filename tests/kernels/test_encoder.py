@@ -5,6 +5,7 @@ The reference itself is held to a plain forward of one sequence in float64, writ
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -249,7 +250,7 @@ def test_a_sequence_does_not_depend_on_the_others(kernel, implementation, featur
     spec = make_spec(packed_of(implementation), kind=kind, **FEATURES[feature])
     ids, starts, types = batch_of(spec, [100, 30, 1, 64])
     together = forward(kernel, spec, (ids, starts, types))
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in pairwise(starts):
         part = slice(start, stop)
         own = (ids[part], np.array([0, stop - start]), None if types is None else types[part])
         close(forward(kernel, spec, own), together[part], kind)
@@ -261,7 +262,12 @@ def test_without_token_types_all_are_of_type_0(kernel, implementation):
     np.testing.assert_array_equal(
         forward(kernel, spec, (ids, starts, None)), forward(kernel, spec, (ids, starts, np.zeros_like(ids)))
     )
-    assert np.abs(forward(kernel, spec, (ids, starts, np.ones_like(ids))) - forward(kernel, spec, (ids, starts, None))).max() > 0.1
+    assert (
+        np.abs(
+            forward(kernel, spec, (ids, starts, np.ones_like(ids))) - forward(kernel, spec, (ids, starts, None))
+        ).max()
+        > 0.1
+    )
 
 
 def test_a_window_as_long_as_the_sequence_hides_nothing(kernel, implementation):

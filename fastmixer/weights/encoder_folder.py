@@ -1,0 +1,77 @@
+"""Folders of encoders as open models: transformers' files, and sentence-transformers' around them. Knows the files; what
+names and fields mean is in encoder_architectures.py, encoder_names.py and encoder_recipe.py."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmixer.model.encoder_config import EncoderConfig
+from fastmixer.weights.encoder_architectures import ENCODERS, read_encoder_config
+from fastmixer.weights.encoder_names import encoder_places, plain_encoder_name
+from fastmixer.weights.encoder_recipe import SentenceRecipe, read_recipe, transformer_folder
+from fastmixer.weights.folder import CONFIG
+from fastmixer.weights.hf_folder import weight_files
+from fastmixer.weights.hub import download, is_hub_name
+from fastmixer.weights.placed import PlacedTensors, check_places
+from fastmixer.weights.stored import StoredTensor
+from fastmixer.weights.strict_json import Fields, read_object
+
+
+@dataclass
+class EncoderSource:
+    """An encoder that is open but not yet loaded: tensors (see encoder_config.encoder_shapes for names) are views of its
+    files. path: where its config.json and tokenizer lie; recipe: how sentences get their vectors. score_activation: what a
+    cross-encoder's single output passes through, "sigmoid" or "none"."""
+
+    name: str
+    path: Path
+    config: EncoderConfig
+    tensors: Mapping[str, StoredTensor]
+    recipe: SentenceRecipe
+    score_activation: str = "sigmoid"
+
+
+def is_encoder_folder(folder: str | Path) -> bool:
+    """Whether a folder holds an encoder, by the model_type in its config.json. ValueError for files that are damaged."""
+    path = transformer_folder(Path(folder)) / CONFIG
+    return path.is_file() and read_object(path).get("model_type") in ENCODERS
+
+
+def open_encoder(
+    path_or_name: str | Path, *, offline: bool | None = None, revision: str | None = None
+) -> EncoderSource:
+    """The encoder in a folder, or of a name "org/name" on huggingface.co (see hub.download for offline and revision).
+
+    Raises FileNotFoundError that names the missing file, or ValueError that names file, field and value; for names also
+    ConnectionError and PermissionError.
+    """
+    folder, name = Path(path_or_name), str(path_or_name)
+    if folder.is_dir():
+        name = folder.resolve().name
+    elif isinstance(path_or_name, Path) or not is_hub_name(name):
+        raise FileNotFoundError(f"{name} does not exist (expected an encoder's folder, or org/name)")
+    else:
+        folder = download(name, offline=offline, revision=revision)
+    inner = transformer_folder(folder)
+    values, where = read_object(inner / CONFIG), str(inner / CONFIG)
+    config = read_encoder_config(values, where)
+    architecture = values["model_type"]
+    files = weight_files(inner)
+    files.rename(lambda stored: plain_encoder_name(architecture, config, stored))
+    places = encoder_places(architecture, config, ENCODERS[architecture].padding_rows)
+    check_places(places, files.shapes(), files.where, architecture)
+    return EncoderSource(
+        name=name, path=inner, config=config, tensors=PlacedTensors(places, files.tensor),
+        recipe=read_recipe(folder, config.dim), score_activation=_score_activation(Fields(values, where)),
+    )  # fmt: skip
+
+
+def _score_activation(fields: Fields) -> str:
+    """What sentence-transformers' cross-encoders put after a single output."""
+    chosen = fields.object("sentence_transformers").values.get("activation_fn")
+    chosen = fields.values.get("sbert_ce_default_activation_function") if chosen is None else chosen
+    kinds = {None: "sigmoid", "Sigmoid": "sigmoid", "Identity": "none"}
+    kind = chosen.rsplit(".", 1)[-1] if isinstance(chosen, str) else chosen
+    if not isinstance(kind, str | None) or kind not in kinds:
+        raise ValueError(f"{fields.where}: activation_fn must be torch.nn's Sigmoid or Identity; got {chosen!r}")
+    return kinds[kind]
