@@ -116,9 +116,9 @@ def check_training_memory(
     if available is None or need.total <= available + held:
         return
     parts = (
-        f"training on batches of {batch} x {time} tokens needs at least {_gigabytes(need.total)}: "
-        f"{_gigabytes(need.parameters)} for weights, gradients and AdamW's moments, {_gigabytes(need.activations)} for "
-        f"activations; {_gigabytes(available + held)} are available. "
+        f"training on batches of {batch} x {time} tokens needs at least {_amount(need.total)}: "
+        f"{_amount(need.parameters)} for weights, gradients and AdamW's moments, {_amount(need.activations)} for "
+        f"activations; {_amount(available + held)} are available. "
     )
     left = available + held - need.parameters
     if left <= 0:
@@ -137,8 +137,8 @@ def check_training_memory(
     raise MemoryError(parts + f"What fits: {', or '.join(ways)}; accumulate adds the gradients of several up")
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
+def _amount(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -149,6 +149,8 @@ def test_too_large_a_batch_is_told_what_fits(monkeypatch):
         with pytest.raises(MemoryError):
             check_training_memory(config, batch + 1, 1024, checkpoint_activations=checkpointed)
     assert int(found[2]) > int(found[1]) > 1
+    with pytest.raises(MemoryError, match=r": 15\.1 MB for weights, gradients and AdamW's moments, "):
+        check_training_memory(fm.ModelConfig.preset("tiny"), 10**6, 128)
     available = 1_500_000_000
     with pytest.raises(MemoryError, match="are available. Choose a smaller preset, context or vocabulary$"):
         check_training_memory(config, 1, 8)
