@@ -13,7 +13,7 @@ cdef extern from "activations.h" nogil:
 
 cdef extern from "packed/tile.h" nogil:
     enum: PAIR
-    enum: FEW
+    enum: MANY
     enum: ROWS_TILE
     enum: PANELS_TILE
     ctypedef struct PackedMatrix:
@@ -35,7 +35,7 @@ cdef extern from "packed/tile.h" nogil:
     ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
     OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch)
     void open_tile_of(ptrdiff_t rows, const OpenPanel *open, const QuantizedRows *x, ptrdiff_t row, int offset, float *sums)
-    void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, ptrdiff_t row, float *sums)
+    void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, float *sums)
 
 cdef enum:
     QUANTIZE_ROWS = 8  # rows a task of rounding: up to so many the caller does alone
@@ -135,7 +135,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
         op.panels_a_task[i] = MANY_PANELS
-        if op.rows <= FEW:
+        if op.rows <= MANY:
             op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
         op.last_task[i] = tasks
@@ -150,20 +150,20 @@ cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
         i += 1
     first = (task - (op.last_task[i - 1] if i > 0 else 0)) * op.panels_a_task[i]
     stop = min(panels_of(&op.parts[i].weight), first + op.panels_a_task[i])
-    if op.rows <= FEW:
+    if op.rows <= MANY:
         few_rows(op, i, first, stop)
     else:
         many_rows(op, i, first, stop)
 
 
 cdef void few_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
-    cdef float sums[FEW * VF_WIDTH]
-    cdef float gated[FEW * VF_WIDTH]
+    cdef float sums[MANY * VF_WIDTH]
+    cdef float gated[MANY * VF_WIDTH]
     cdef ptrdiff_t panel, row
     for panel in range(first, stop):
-        panel_dots(op.rows, &op.parts[i].weight, panel, &op.x, 0, sums)
+        panel_dots(op.rows, &op.parts[i].weight, panel, &op.x, sums)
         if op.mode == LINEAR_GATE:
-            panel_dots(op.rows, &op.parts[1].weight, panel, &op.x, 0, gated)
+            panel_dots(op.rows, &op.parts[1].weight, panel, &op.x, gated)
         row = 0
         while row < op.rows:
             finish_columns(op, i, row, panel, sums + row * VF_WIDTH, gated + row * VF_WIDTH, VF_WIDTH)

@@ -8,10 +8,11 @@
 #include "bfloat16.h"
 
 #define DOT_COLUMNS 4
+#define DOT_ROWS 4
 
 /* sums [rows][sums_row], DOT_COLUMNS of each: x's rows (`half` pairs each) times the weight's rows at `weight`. */
 VEC_INLINE void dot_pairs(int rows, const float *x, const float *weight, ptrdiff_t half, float *sums, ptrdiff_t sums_row) {
-    vf total[4][DOT_COLUMNS];
+    vf total[DOT_ROWS][DOT_COLUMNS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < DOT_COLUMNS; j++) total[i][j] = vf_zero();
     for (ptrdiff_t k = 0; k < half; k += VF_WIDTH) {

@@ -5,6 +5,7 @@
 
 cdef extern from "packed/rows.h" nogil:
     enum: DOT_COLUMNS
+    enum: DOT_ROWS
     void dot_pairs_of(ptrdiff_t rows, const float *x, const float *weight, ptrdiff_t half, float *sums, ptrdiff_t sums_row)
 
 cdef extern from "bfloat16.h" nogil:
@@ -32,7 +33,7 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
     if op.bfloat16:
         make_pairs(op.x, op.inputs, op.tokens, op.inputs, op.pairs, NULL)
         x = op.pairs
-        if op.tokens <= FEW:
+        if op.tokens <= DOT_ROWS:
             return pool_run(few_rows_of_pairs, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
     g = linear_task(
         x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out, op.tokens, depth, op.outputs
@@ -43,8 +44,8 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
 
 cdef void few_rows_of_pairs(void *argument, ptrdiff_t task) noexcept nogil:
     cdef RowsTask *op = <RowsTask *>argument
-    cdef float sums[FEW * VF_WIDTH]
-    cdef float spare[FEW * DOT_COLUMNS]
+    cdef float sums[DOT_ROWS * VF_WIDTH]
+    cdef float spare[DOT_ROWS * DOT_COLUMNS]
     cdef ptrdiff_t half = halved(op.inputs), column = task * ROWS_A_TASK, stop = min(op.outputs, (task + 1) * ROWS_A_TASK)
     cdef ptrdiff_t j, t, i, columns
     while column < stop:

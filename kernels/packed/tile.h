@@ -15,14 +15,18 @@ enum {
     BLOCK = 32,       /* numbers with one scale */
     PAIR = 2 * BLOCK, /* columns of x are padded to it */
     GROUPS = BLOCK / 4,
+    PANEL_AHEAD = 8192,
     REST_STEPS = 254, /* rounding leaves at most half a step: 127 of these */
-    FEW = 4, /* rows that read a panel as it lies; more rows unpack it first */
 };
 
+/* FEW rows read a panel as it lies, up to MANY rows in several turns, the later ones from L1; more rows unpack it first. */
+enum { MANY = 32 };
 #if VF_REGISTERS == 32
+#define FEW 8
 #define ROWS_TILE 6
 #define PANELS_TILE 2
 #else
+#define FEW 4
 #define ROWS_TILE 2
 #define PANELS_TILE 2
 #endif
@@ -245,6 +249,9 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
     vf total[FEW];
     for (int i = 0; i < rows; i++) total[i] = vf_zero();
     for (ptrdiff_t block = 0; block < blocks; block += 2, pair += packed_pair_bytes(bits, half, minimum)) {
+        if (rows >= 4)
+            for (ptrdiff_t line = 0; line < packed_pair_bytes(bits, half, minimum); line += 64)
+                __builtin_prefetch(pair + PANEL_AHEAD + line, 0, 2);
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             const uint8_t *in = pair + h * block_bytes, *scale_place = pair + 2 * block_bytes + h * scale_bytes;
@@ -284,12 +291,12 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
 }
 
 #define PANEL_DOTS(name, bits, half, minimum)                                                                          \
-    static __attribute__((noinline)) void name(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel,                 \
+    static __attribute__((noinline)) void name(int rows, const PackedMatrix *w, ptrdiff_t panel,                       \
                                                const QuantizedRows *x, ptrdiff_t row, float *sums) {                  \
         if (rows == 1) panel_dot(1, bits, half, minimum, w, panel, x, row, sums);                                      \
         else if (rows == 2) panel_dot(2, bits, half, minimum, w, panel, x, row, sums);                                 \
-        else if (rows == 3) panel_dot(3, bits, half, minimum, w, panel, x, row, sums);                                 \
-        else panel_dot(4, bits, half, minimum, w, panel, x, row, sums);                                                \
+        else if (rows == 4) panel_dot(4, bits, half, minimum, w, panel, x, row, sums);                                 \
+        else panel_dot(FEW, bits, half, minimum, w, panel, x, row, sums);                                              \
     }
 PANEL_DOTS(panel_dot_4_half, 4, 1, 0)
 PANEL_DOTS(panel_dot_4_half_minimum, 4, 1, 1)
@@ -300,14 +307,18 @@ PANEL_DOTS(panel_dot_8, 8, 0, 0)
 PANEL_DOTS(panel_dot_8_minimum, 8, 0, 1)
 #undef PANEL_DOTS
 
-/* sums [rows <= FEW][VF_WIDTH] of one panel, whatever its form. 4-bit numbers with float scales always have minima. */
-static void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, ptrdiff_t row,
-                       float *sums) {
-    if (w->bits == 4 && w->half)
-        (w->minimum ? panel_dot_4_half_minimum : panel_dot_4_half)(rows, w, panel, x, row, sums);
-    else if (w->bits == 4) panel_dot_4_minimum(rows, w, panel, x, row, sums);
-    else if (w->half) (w->minimum ? panel_dot_8_half_minimum : panel_dot_8_half)(rows, w, panel, x, row, sums);
-    else (w->minimum ? panel_dot_8_minimum : panel_dot_8)(rows, w, panel, x, row, sums);
+/* sums [rows][VF_WIDTH] of one panel, whatever its form. */
+static void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, float *sums) {
+    void (*dots)(int, const PackedMatrix *, ptrdiff_t, const QuantizedRows *, ptrdiff_t, float *) =
+        w->bits == 4 ? (w->half ? (w->minimum ? panel_dot_4_half_minimum : panel_dot_4_half) : panel_dot_4_minimum)
+        : w->half    ? (w->minimum ? panel_dot_8_half_minimum : panel_dot_8_half)
+                     : (w->minimum ? panel_dot_8_minimum : panel_dot_8);
+    for (ptrdiff_t row = 0; row < rows;) {
+        ptrdiff_t left = rows - row;
+        int count = left >= FEW ? FEW : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        dots(count, w, panel, x, row, sums + row * VF_WIDTH);
+        row += count;
+    }
 }
 
 #endif
