@@ -69,7 +69,7 @@ def test_the_list_says_what_each_command_does(run):
     [
         (["trian"], 2, "Error: No such command 'trian'"),
         (["train", "--stepz", "3"], 2, "Error: No such option '--stepz'"),
-        (["generate", "absent", "x"], 1, "Error: absent is not a folder; a model folder holds config.json and model.safetensors"),
+        (["generate", "absent", "x"], 1, "Error: absent does not exist (expected a .gguf file, a model's folder, or org/name)"),
         (["train", "--out", "x"], 2, "Error: give one or more TEXT files, or --resume"),
         (["tokenize", ""], 1, "Error: tokenize: TEXT is empty"),
         (["bench", "matmull"], 1, "Error: bench: op must be one of embedding, "),
