@@ -4,6 +4,9 @@ A group is layers that need the same pages: those that see everything, those wit
 caller's: tables int32 [groups, sequences, pages] say so, -1 where none is held. Knows nothing of sequences.
 """
 
+import math
+import mmap
+
 import numpy as np
 
 from fastmixer.kernels.bfloat16 import round_bits
@@ -36,11 +39,11 @@ class KVPages:
         self.value_scales: list[np.ndarray] = []
         for layers, pages in zip(layers_per_group, pages_per_group, strict=True):
             places = (layers, pages, kv_heads)
-            self.keys.append(np.zeros((*places, head_dim, PAGE), DTYPES[dtype]))
-            self.values.append(np.zeros((*places, PAGE, head_dim), DTYPES[dtype]))
+            self.keys.append(_zeros((*places, head_dim, PAGE), DTYPES[dtype]))
+            self.values.append(_zeros((*places, PAGE, head_dim), DTYPES[dtype]))
             if dtype == "int8":
-                self.key_scales.append(np.zeros((*places, PAGE), np.float32))
-                self.value_scales.append(np.zeros((*places, PAGE), np.float32))
+                self.key_scales.append(_zeros((*places, PAGE), np.float32))
+                self.value_scales.append(_zeros((*places, PAGE), np.float32))
 
     @property
     def nbytes(self) -> int:
@@ -89,3 +92,13 @@ class KVPages:
         if self.dtype == "bfloat16":
             return (rows.astype(np.uint32) << 16).view(np.float32)
         return rows.astype(np.float32)
+
+
+def _zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """np.zeros, in memory that comes in small pieces as it is written: NumPy asks the system for pieces of 2 MB, of which
+    the first token would touch one or two in every layer, and wait for all of them to be cleared."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size == 0:
+        return np.zeros(shape, dtype)
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return np.frombuffer(mmap.mmap(-1, size, **own), dtype).reshape(shape)

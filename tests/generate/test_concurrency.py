@@ -225,8 +225,10 @@ def test_cancelling_a_task_stops_its_sequence(make_model, alone, kind):
     model.decoder.before_forward = lambda count: time.sleep(0.002)
     options = {**OPTIONS, "max_new_tokens": 3000}
 
+    kept = model.astream("Alice", **options)
+
     async def stream():
-        async for _ in model.astream("Alice", **options):
+        async for _ in kept:
             pass
 
     async def main():
@@ -236,9 +238,9 @@ def test_cancelling_a_task_stops_its_sequence(make_model, alone, kind):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await asyncio.to_thread(wait_until_idle, model)
 
     asyncio.run(main())
-    wait_until_idle(model)
     assert len(model.decoder.calls) < 500 and model.generate(PROMPTS[0], **OPTIONS) == alone[0]
 
 
@@ -268,6 +270,19 @@ def test_a_loop_that_has_closed_stops_its_sequences(make_model):
     wait_until_idle(model)
     assert len(model.decoder.calls) < 1000
     kept.clear()
+
+
+def test_a_coroutine_does_not_wait_for_a_sequence_that_another_has_cancelled(make_model):
+    model = make_model(context=4096)
+    model.decoder.before_forward = lambda count: time.sleep(0.001)
+
+    async def main():
+        stream = model.astream("Alice", **{**OPTIONS, "max_new_tokens": 3000})
+        await anext(stream)
+        model.scheduler.cancel(stream._sequence)
+        return [piece async for piece in stream]
+
+    assert len(asyncio.run(asyncio.wait_for(main(), 10))) < 1000
 
 
 def test_errors_reach_the_coroutine_that_waits(model):

@@ -1,5 +1,9 @@
 """The same promises over real decoders: the reference's, the compiled one's, and SmolLM2 itself."""
 
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 from random_models import random_source
@@ -114,3 +118,26 @@ def test_smollm2(smollm2_path):
     assert plain == [model.generate(prompt, max_new_tokens=24, temperature=0) for prompt in prompts]
     assert plain == model.generate(prompts, max_new_tokens=24, temperature=0, speculative=5)
     assert model.scheduler.pool.held == 0
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "Once upon a time " * 1000])
+def test_ctrl_c_stops_smollm2(smollm2_path, prompt):
+    """While it writes, and while it reads a long prompt."""
+    source = open_source(smollm2_path)
+    model = LanguageModel(Decoder(source, progress=False), source.tokenizer, source.name, cache_tokens=6000)
+    options = {"max_new_tokens": 900, "temperature": 0, "ignore_eos": True}
+    pressed = []
+
+    def press():
+        pressed.append(time.perf_counter())
+        signal.raise_signal(signal.SIGINT)
+
+    timer = threading.Timer(0.3, press)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(prompt, **options)
+    seconds = time.perf_counter() - pressed[0]
+    assert seconds < 1, f"it took {seconds:.2f} s to stop"  # a few ms on a machine that does nothing else
+    assert model.scheduler.active == 0 and model.scheduler.pool.held == 0
+    assert model.generate("2 + 2 =", max_new_tokens=3, temperature=0)
+    print(f"stopped after {seconds * 1000:.0f} ms")

@@ -245,6 +245,9 @@ def test_deterministic_numbers_are_those_of_a_sequence_alone_to_the_bit(rng, spe
         details(scheduler, prompts, deterministic=True, speculative=speculative) == alone
     )  # in a used cache, beside another
     assert other.is_finished
+    used = make(noise=1e-3, chunk=64)
+    details(used, prompts)  # pages that company has left its mark on
+    assert details(used, prompts, deterministic=True, speculative=speculative) == alone
     if not speculative:  # the noise is real: without the option, company changes numbers
         mixed = details(make(noise=1e-3, chunk=64), prompts)
         assert mixed != alone
@@ -277,6 +280,20 @@ def test_cancelled_at_any_time(rng):
         while scheduler.step():
             pass
         assert [len(one.tokens) for one in sequences][::2] == [20, 20] and scheduler.pool.held == 0
+
+
+def test_listeners_hear_of_every_step_and_of_the_end(rng):
+    scheduler, heard = make(chunk=64), []
+    sequences = [scheduler.submit(prompt_of(rng, 100), GREEDY) for _ in range(2)]
+    for place, sequence in enumerate(sequences):
+        sequence.listener = lambda place=place: heard.append((place, sequences[place].is_finished))
+    for _ in range(4):
+        scheduler.step()
+    assert heard == [(0, False), (1, False)] * 3  # reading in turns, then together
+    scheduler.cancel(sequences[1])
+    assert heard[-1] == (1, True)
+    scheduler.finish(sequences[0])
+    assert heard[-1] == (0, True)
 
 
 def test_logits_that_are_no_numbers_fail_their_own_sequence_alone(rng):
