@@ -163,9 +163,10 @@ typedef struct {
 } Gathered;
 
 /* Rows row..row+rows-1 (at most ATTEND_ROWS) meet a page. queries [rows][dim], times scale; row i sees keys
- * first[i]..end[i]-1 of the page. */
+ * first[i]..end[i]-1 of the page; added [rows]: of each row PAGE_KEYS numbers that join its scores, or NULL. */
 static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
-                        ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
+                        ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end,
+                        const float *const *added) {
     const float *key_scales = page->key_scales, *value_scales = page->value_scales;
     float weights[ATTEND_ROWS * PAGE_KEYS];
     ptrdiff_t lowest = first[0], highest = end[0];
@@ -174,15 +175,18 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
         highest = end[i] > highest ? end[i] : highest;
     }
     if (lowest >= highest) return;
-    attend_product(queries + row * g->dim, g->dim, rows, page->keys, PAGE_KEYS, weights, PAGE_KEYS, PAGE_KEYS, head_dim,
-                   page->ahead, page->type, 0);
+    /* whole vectors of keys, as far as some row sees */
+    const ptrdiff_t begin = lowest / VF_WIDTH * VF_WIDTH, stop = (highest + VF_WIDTH - 1) / VF_WIDTH * VF_WIDTH;
+    attend_product(queries + row * g->dim, g->dim, rows, page->keys + begin * number_bytes(page->type), PAGE_KEYS,
+                   weights + begin, PAGE_KEYS, stop - begin, head_dim, page->ahead, page->type, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * PAGE_KEYS;
         vf most = vf_set(-INFINITY);
         vi lanes = vi_lanes();
-        for (ptrdiff_t j = 0; j < PAGE_KEYS; j += VF_WIDTH) {
+        for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
             vf score = vf_load(w + j);
             if (key_scales != NULL) score = score * vf_load(key_scales + j);
+            if (added != NULL) score = score + vf_load(added[i] + j);
             if (softcap > 0) /* c tanh(s / c) */
                 score = softcap * (1.0f - 2.0f / (1.0f + vf_exp(score * (2.0f / softcap))));
             if (j < first[i] || j + VF_WIDTH > end[i]) {
@@ -207,7 +211,7 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
             largest = before;
         if (largest == -INFINITY) largest = 0; /* no key is seen yet: every weight becomes 0 */
         vf total = vf_zero();
-        for (ptrdiff_t j = 0; j < PAGE_KEYS; j += VF_WIDTH) {
+        for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
             vf weight = vf_exp(vf_load(w + j) - largest);
             total += weight;
             if (value_scales != NULL) weight = weight * vf_load(value_scales + j);

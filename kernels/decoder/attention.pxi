@@ -22,7 +22,7 @@ cdef extern from "decoder/attend.h" nogil:
         ptrdiff_t value_row, ahead
         int type
     void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
-                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
+                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end, const float **added)
     uint16_t bfloat16_of(float x)
 
 cdef enum:
@@ -240,7 +240,7 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
                 position = s.position_of[token + (row + i) // heads] - page * PAGE_KEYS
                 first[i] = max(0, position - layer.window + 1) if layer.window else 0
                 end[i] = max(0, min(PAGE_KEYS, position + 1))
-            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, &look, m.head_dim, m.attention_softcap, first, end)
+            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, &look, m.head_dim, m.attention_softcap, first, end, NULL)
             row += ATTEND_ROWS
 
     if task.slot < 0:

@@ -3,18 +3,6 @@
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 
 
-cdef struct Norm:
-    bint present, layernorm
-    const float *weight
-    const float *bias  # NULL: none
-    float epsilon
-
-
-cdef struct Linear:
-    Matrix weight
-    const float *bias  # NULL: none
-
-
 cdef struct Layer:
     Norm attention_norm, q_norm, k_norm, attention_post_norm, feedforward_norm, feedforward_post_norm
     Linear q, k, v, output, gate, up, down
@@ -35,35 +23,6 @@ cdef struct Model:
     Norm final_norm
     Linear head
     Layer *layer
-
-
-cdef const float *vector_of(array) except? NULL:
-    cdef const float[::1] view = array
-    return &view[0]
-
-
-cdef const float *table_of(array) except? NULL:
-    cdef const float[:, ::1] view = array
-    return &view[0, 0]
-
-
-cdef Norm norm_of(norm) except *:
-    cdef Norm n
-    memset(&n, 0, sizeof(n))
-    if norm is not None:
-        n.present, n.layernorm, n.epsilon = True, norm.kind == "layernorm", norm.epsilon
-        n.weight = vector_of(norm.weight)
-        n.bias = vector_of(norm.bias) if norm.bias is not None else NULL
-    return n
-
-
-cdef Linear linear_of(linear) except *:
-    cdef Linear l
-    memset(&l, 0, sizeof(l))
-    if linear is not None:
-        l.weight = matrix_of(linear.weight)
-        l.bias = vector_of(linear.bias) if linear.bias is not None else NULL
-    return l
 
 
 cdef Layer layer_of(layer) except *:

@@ -11,18 +11,11 @@ include "bfloat16.pxi"
 include "packed/packed.pxi"
 include "packed/rows.pxi"
 include "packed/matrix.pxi"
+include "decoder/parts.pxi"
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.math cimport INFINITY, expf, fabsf, nearbyintf, sqrtf, tanhf
 
 from fastmixer.kernels.activations import ACTIVATIONS
-
-cdef extern from *:
-    """
-    /* The first n lanes of x, zeros behind them. */
-    static inline vf vf_only_first(vf x, ptrdiff_t n) { return vf_select(vi_lanes() < (int32_t)n, x, vf_zero()); }
-    """
-    vf vf_only_first(vf x, ptrdiff_t n) nogil
 
 cdef enum:
     MAX_HEAD_DIM = 512
@@ -114,10 +107,6 @@ cdef int run(Step *s, const int64_t *wanted, ptrdiff_t wanted_count, float *logi
     return 0
 
 
-cdef inline ptrdiff_t blocks_of(ptrdiff_t rows) noexcept nogil:
-    return (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK
-
-
 cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     """All of the step's memory, in one piece, and attention's tasks."""
     cdef const Model *m = s.model
@@ -135,7 +124,7 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
         bytes += s.attend_tasks[group] * sizeof(AttendTask) + s.join_count[group] * sizeof(Join) + 128
         most_slots = max(most_slots, slots)
     memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(m)))
-    carve_buffers(s, &memory)
+    carve_buffers(s, &memory, rows)
     s.partials = take_floats(&memory, most_slots * slot_floats(m))
     for group in range(MAX_GROUPS):
         if s.pages[group].keys == NULL:
@@ -150,27 +139,28 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
 cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
     cdef const Model *m = s.model
     cdef const Linear *maps[3]
+    cdef const Linear *gate = &layer.gate if layer.gated else NULL
     cdef float *outs[3]
     # attention: what this layer reads from other tokens
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False)
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
-    project(s, s.normed, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, True)
+    project(&s.bench, s.normed, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, True)
     pool_run(remember_block, s, blocks_of(s.tokens))
     pool_run(attend_block, s, s.attend_tasks[layer.group])
     if s.join_count[layer.group]:
         pool_run(join_block, s, s.join_count[layer.group])
     maps[0], outs[0] = &layer.output, s.normed if layer.attention_post_norm.present else s.x
-    project(s, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
+    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
             LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0, False)
     if layer.attention_post_norm.present:
         normalize(&layer.attention_post_norm, s.normed, s.x, s.tokens, m.dim, True)
     # feedforward: what it makes of it, each token alone
     normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
     if layer.feedforward_post_norm.present:
-        feed_forward(s, layer, s.normed, LINEAR_STORE)
+        feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.normed, LINEAR_STORE)
         return normalize(&layer.feedforward_post_norm, s.normed, s.x, s.tokens, m.dim, True)
-    return feed_forward(s, layer, s.x, LINEAR_ADD)
+    return feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.x, LINEAR_ADD)
 
 
 cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits, float *hidden) except -1 nogil:
@@ -185,7 +175,7 @@ cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits
     if logits == NULL:
         return 0
     maps[0], outs[0] = &m.head, logits
-    project(s, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0, True)
+    project(&s.bench, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0, True)
     if m.logit_softcap > 0:
         for i in range(count * m.vocab):
             logits[i] = m.logit_softcap * tanhf(logits[i] / m.logit_softcap)

@@ -1,0 +1,217 @@
+# What decoders and encoders are made of: norms, linear maps, feedforward, over rows of tokens. Include after "vec.pxi",
+# "matmul/gemm.pxi", "matmul/linear.pxi", "bfloat16.pxi", "packed/packed.pxi", "packed/rows.pxi" and "packed/matrix.pxi".
+
+from libc.math cimport INFINITY, expf, fabsf, nearbyintf, sqrtf, tanhf
+
+cdef extern from *:
+    """
+    /* The first n lanes of x, zeros behind them. */
+    static inline vf vf_only_first(vf x, ptrdiff_t n) { return vf_select(vi_lanes() < (int32_t)n, x, vf_zero()); }
+    """
+    vf vf_only_first(vf x, ptrdiff_t n) nogil
+
+cdef enum:
+    ROWS_A_BLOCK = 8  # rows a task of norms and rotations: up to so many the caller does alone
+
+
+cdef struct Bench:
+    # what linear maps need beside their input and output
+    float *wide  # [tokens, hidden]
+    float *other  # [tokens, hidden]
+    float *pairs  # [tokens, widest / 2]
+    void *quantized
+
+
+cdef inline ptrdiff_t blocks_of(ptrdiff_t rows) noexcept nogil:
+    return (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK
+
+
+# ---- memory ----
+
+cdef inline float *take_floats(char **memory, ptrdiff_t count) noexcept nogil:
+    """The next `count` floats of memory, beginning at a cache line."""
+    cdef float *taken = <float *>memory[0]
+    memory[0] += lines(count)
+    return taken
+
+
+cdef inline ptrdiff_t lines(ptrdiff_t count) noexcept nogil:
+    """Bytes that take_floats takes."""
+    return (count * <ptrdiff_t>sizeof(float) + 63) // 64 * 64
+
+
+cdef inline ptrdiff_t bench_bytes(ptrdiff_t tokens, ptrdiff_t hidden, ptrdiff_t widest) noexcept nogil:
+    return 2 * lines(tokens * hidden) + lines(tokens * halved(widest)) + quantized_bytes(2 * tokens, widest // PAIR + 1) + 64
+
+
+cdef inline void carve_bench(Bench *bench, char **memory, ptrdiff_t tokens, ptrdiff_t hidden, ptrdiff_t widest) noexcept nogil:
+    bench.wide, bench.other = take_floats(memory, tokens * hidden), take_floats(memory, tokens * hidden)
+    bench.pairs = take_floats(memory, tokens * halved(widest))
+    bench.quantized = take_floats(memory, (quantized_bytes(2 * tokens, widest // PAIR + 1) + 3) // 4)
+
+
+# ---- from specs ----
+
+cdef struct Norm:
+    bint present, layernorm
+    const float *weight
+    const float *bias  # NULL: none
+    float epsilon
+
+
+cdef struct Linear:
+    Matrix weight
+    const float *bias  # NULL: none
+
+
+cdef const float *vector_of(array) except? NULL:
+    cdef const float[::1] view = array
+    return &view[0]
+
+
+cdef const float *table_of(array) except? NULL:
+    cdef const float[:, ::1] view = array
+    return &view[0, 0]
+
+
+cdef Norm norm_of(norm) except *:
+    cdef Norm n
+    memset(&n, 0, sizeof(n))
+    if norm is not None:
+        n.present, n.layernorm, n.epsilon = True, norm.kind == "layernorm", norm.epsilon
+        n.weight = vector_of(norm.weight)
+        n.bias = vector_of(norm.bias) if norm.bias is not None else NULL
+    return n
+
+
+cdef Linear linear_of(linear) except *:
+    cdef Linear l
+    memset(&l, 0, sizeof(l))
+    if linear is not None:
+        l.weight = matrix_of(linear.weight)
+        l.bias = vector_of(linear.bias) if linear.bias is not None else NULL
+    return l
+
+
+# ---- norms ----
+
+cdef struct NormTask:
+    const Norm *norm
+    const float *x  # [rows, width]
+    float *out
+    ptrdiff_t rows, width
+    bint add  # out += the normed row: a branch joins the residual stream
+
+
+cdef int normalize(const Norm *norm, const float *x, float *out, ptrdiff_t rows, ptrdiff_t width, bint add) except -1 nogil:
+    cdef NormTask n
+    n.norm, n.x, n.out, n.rows, n.width, n.add = norm, x, out, rows, width, add
+    return pool_run(norm_block, &n, (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
+
+
+cdef void norm_block(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef NormTask *n = <NormTask *>argument
+    cdef ptrdiff_t row
+    for row in range(task * ROWS_A_BLOCK, min(n.rows, (task + 1) * ROWS_A_BLOCK)):
+        norm_row(n.norm, n.x + row * n.width, n.out + row * n.width, n.width, n.add)
+
+
+cdef inline float sum_of(const float *x, ptrdiff_t width, float centre, bint squares) noexcept nogil:
+    """The sum of x - centre, or of its squares."""
+    cdef vf total[2]
+    cdef vf value, middle = vf_set(centre)
+    cdef ptrdiff_t i = 0, left
+    total[0], total[1] = vf_zero(), vf_zero()
+    while i < width:
+        left = width - i
+        value = vf_sub(load_part(x + i, left), middle)
+        if squares:
+            if left < VF_WIDTH:  # lanes past the end count for nothing
+                value = vf_only_first(value, left)
+            total[i // VF_WIDTH % 2] = vf_fma(value, value, total[i // VF_WIDTH % 2])
+        else:
+            total[i // VF_WIDTH % 2] = vf_add(value, total[i // VF_WIDTH % 2])
+        i += VF_WIDTH
+    return vf_sum(vf_add(total[0], total[1]))
+
+
+cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width, bint add) noexcept nogil:
+    """One row normalized: LayerNorm or RMSNorm."""
+    cdef float mean = sum_of(x, width, 0, False) / width if norm.layernorm else 0
+    cdef vf inverse = vf_set(1 / sqrtf(sum_of(x, width, mean, True) / width + norm.epsilon)), middle = vf_set(mean), value
+    cdef ptrdiff_t i = 0, left
+    while i < width:
+        left = width - i
+        value = vf_mul(vf_mul(vf_sub(load_part(x + i, left), middle), inverse), load_part(norm.weight + i, left))
+        if norm.bias != NULL:
+            value = vf_add(value, load_part(norm.bias + i, left))
+        if add:
+            value = vf_add(load_part(out + i, left), value)
+        store_part(out + i, value, left)
+        i += VF_WIDTH
+
+
+# ---- linear maps ----
+
+cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear **linears, float **outs, int count,
+                 int mode, int activation, bint fine) except -1 nogil:
+    """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region,
+    fine where rounding x costs most (reference.py)."""
+    cdef LinearTask packed
+    cdef RowsTask dense
+    cdef ptrdiff_t i
+    memset(&packed, 0, sizeof(packed))
+    for i in range(count):
+        if linears[i].weight.rows == NULL:
+            packed.parts[packed.count].weight, packed.parts[packed.count].bias = linears[i].weight.packed, linears[i].bias
+            packed.parts[packed.count].out, packed.parts[packed.count].out_row = outs[i], linears[i].weight.outputs
+            packed.count += 1
+        else:
+            memset(&dense, 0, sizeof(dense))
+            dense.x, dense.pairs, dense.weight, dense.bfloat16 = x, bench.pairs, linears[i].weight.rows, linears[i].weight.bfloat16
+            dense.bias, dense.out, dense.tokens, dense.inputs = linears[i].bias, outs[i], rows, width
+            dense.outputs, dense.mode, dense.activation = linears[i].weight.outputs, mode, activation
+            linear_rows(&dense)
+    if packed.count:
+        packed.x = carve_quantized(bench.quantized, 2 * rows, width)
+        quantize_rows(x, width, rows, width, fine, &packed.x)
+        packed.tokens, packed.fine, packed.mode, packed.activation = rows, fine, mode, activation
+        packed_linears(&packed)
+    return 0
+
+
+cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, const Linear *down, int activation, const float *x,
+                      ptrdiff_t rows, ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode) except -1 nogil:
+    """out = (out +) down(act(gate) * up), or down(act(up)) if gate is NULL, of x [rows, dim]."""
+    cdef const Linear *maps[2]
+    cdef float *outs[2]
+    cdef Gating g
+    maps[0], maps[1], outs[0], outs[1] = up, NULL, bench.wide, NULL
+    if gate == NULL:
+        project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
+    elif gate.weight.rows == NULL and up.weight.rows == NULL:
+        maps[0], maps[1], outs[1] = gate, up, bench.other
+        project(bench, x, rows, dim, maps, outs, 2, LINEAR_GATE, activation, False)
+    else:
+        maps[0], outs[0] = gate, bench.wide
+        project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
+        maps[0], outs[0] = up, bench.other
+        project(bench, x, rows, dim, maps, outs, 1, LINEAR_STORE, 0, False)
+        g.out, g.factor, g.rows, g.width = bench.wide, bench.other, rows, hidden
+        pool_run(gate_block, &g, (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
+    maps[0], outs[0] = down, out
+    return project(bench, bench.wide, rows, hidden, maps, outs, 1, mode, 0, False)
+
+
+cdef struct Gating:
+    float *out  # [rows, width]
+    const float *factor
+    ptrdiff_t rows, width
+
+
+cdef void gate_block(void *argument, ptrdiff_t task) noexcept nogil:
+    """out *= factor."""
+    cdef Gating *g = <Gating *>argument
+    cdef ptrdiff_t i
+    for i in range(task * ROWS_A_BLOCK * g.width, min(g.rows, (task + 1) * ROWS_A_BLOCK) * g.width):
+        g.out[i] *= g.factor[i]

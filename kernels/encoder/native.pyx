@@ -1,0 +1,108 @@
+"""A whole encoder in Cython: one call takes the tokens of any number of sequences through all layers, without the GIL.
+
+Norms, linear maps and feedforward are the decoder's (decoder/parts.pxi), and so is what a few rows of queries do with a
+block of keys (decoder/attend.h). Shapes and meaning: reference.py, spec.py. Knows nothing of pooling.
+"""
+
+include "vec.pxi"
+include "matmul/gemm.pxi"
+include "matmul/linear.pxi"
+include "bfloat16.pxi"
+include "packed/packed.pxi"
+include "packed/rows.pxi"
+include "packed/matrix.pxi"
+include "decoder/parts.pxi"
+include "encoder/step.pxi"
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+
+from fastmixer.kernels.activations import ACTIVATIONS
+
+
+cdef class Encoder:
+    """The layers of an EncoderSpec. One object may be called from several threads."""
+
+    cdef readonly object spec
+    cdef Model model
+
+    def __cinit__(self, spec):
+        self.model.layer = <Layer *>PyMem_Calloc(len(spec.layers), sizeof(Layer))
+        if self.model.layer == NULL:
+            raise MemoryError
+
+    def __init__(self, spec):
+        cdef Model *m = &self.model
+        cdef ptrdiff_t i
+        self.spec = spec
+        m.dim, m.heads, m.head_dim, m.hidden, m.layers = spec.dim, spec.heads, spec.head_dim, spec.hidden, len(spec.layers)
+        m.pre, m.activation, m.attention_scale = spec.placement == "pre", ACTIVATIONS[spec.activation], spec.attention_scale
+        m.embedding = matrix_of(spec.embedding)
+        m.positions = table_of(spec.positions) if spec.positions is not None else NULL
+        m.token_types = table_of(spec.token_types) if spec.token_types is not None else NULL
+        m.embedding_norm, m.final_norm = norm_of(spec.embedding_norm), norm_of(spec.final_norm)
+        if spec.relative is not None:
+            m.relative, m.distance = table_of(spec.relative), spec.relative.shape[1] // 2
+        for i in range(m.layers):
+            m.layer[i] = layer_of(spec.layers[i])
+
+    def __dealloc__(self):
+        PyMem_Free(self.model.layer)
+
+    def forward(self, const int64_t[::1] ids, const int64_t[::1] starts, const int64_t[::1] token_types, float[:, ::1] hidden):
+        """hidden [tokens, dim] after the final norm. Shapes: reference.py."""
+        cdef Step s
+        if ids.shape[0] == 0:
+            return
+        memset(&s, 0, sizeof(s))
+        s.model, s.tokens, s.sequences = &self.model, ids.shape[0], starts.shape[0] - 1
+        s.ids, s.starts, s.x = &ids[0], &starts[0], &hidden[0, 0]
+        s.token_types = &token_types[0] if token_types is not None else NULL
+        with nogil:
+            run(&s)
+
+
+cdef int run(Step *s) except -1 nogil:
+    """The data's flow: embedding, layers, norm."""
+    cdef const Model *m = s.model
+    cdef ptrdiff_t i
+    prepare(s)
+    pool_run(embed_block, s, blocks_of(s.tokens))
+    for i in range(m.layers):
+        s.layer = &m.layer[i]
+        run_layer(s, s.layer)
+        with gil:  # Ctrl-C is noticed between layers
+            PyErr_CheckSignals()
+    if m.final_norm.present:
+        normalize(&m.final_norm, s.x, s.x, s.tokens, m.dim, False)
+    return 0
+
+
+cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
+    cdef const Model *m = s.model
+    cdef const Linear *maps[3]
+    cdef float *outs[3]
+    cdef const float *x = s.x
+    # attention: what a token reads from the others of its sequence
+    if m.pre and layer.attention_norm.present:
+        normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False)
+        x = s.normed
+    maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
+    outs[0], outs[1], outs[2] = s.q, s.k, s.v
+    project(&s.bench, x, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, False)
+    pool_run(turn_block, s, blocks_of(s.tokens))
+    pool_run(attend_block, s, s.tasks)
+    maps[0], outs[0] = &layer.output, s.x
+    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, False)
+    if not m.pre:
+        normalize(&layer.attention_norm, s.x, s.x, s.tokens, m.dim, False)
+    # feedforward: what it makes of it, each token alone
+    x = s.x
+    if m.pre:
+        normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
+        x = s.normed
+    feed_forward(&s.bench, &layer.gate if layer.gated else NULL, &layer.up, &layer.down, m.activation, x, s.tokens, m.dim,
+                 m.hidden, s.x, LINEAR_ADD)
+    if not m.pre:
+        normalize(&layer.feedforward_norm, s.x, s.x, s.tokens, m.dim, False)
+    return 0
