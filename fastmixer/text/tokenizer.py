@@ -142,7 +142,7 @@ class Tokenizer:
         path = path / FILE if path.is_dir() else path
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
-        inner = _inner_from(path)
+        inner = inner_from(path)
         vocab_size = 1 + max(inner.get_vocab().values(), default=-1)
         if not vocab_size:
             raise ValueError(f"{path}: model.vocab is empty")
@@ -173,7 +173,7 @@ def check_text(op: str, text: str) -> None:
         raise ValueError(f"{op}: character {place} is {text[place]!r}, half a surrogate pair; no text holds that alone")
 
 
-def _inner_from(path: Path) -> "tokenizers.Tokenizer":
+def inner_from(path: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
     text = read_text(path)

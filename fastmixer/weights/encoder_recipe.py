@@ -102,7 +102,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
             raise ValueError(f"{path}: module {index} must be an object; got {short(values)}")
         fields = Fields(values, str(path), f"module {index}: ")
         name = fields.values.get("type")
-        kind = name.rsplit(".", 1)[-1] if isinstance(name, str) else None
+        kind = name.rsplit(".", 1)[-1] if isinstance(name, str) else ""
         expected = ("Transformer",) if index == 0 else ("Pooling", "Dense", "Normalize")
         if kind not in expected:
             raise fields.wrong("type", f"sentence_transformers.models.{' or '.join(expected)}")

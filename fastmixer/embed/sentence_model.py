@@ -1,0 +1,333 @@
+"""An encoder as what people ask of it: vectors for texts, and scores for pairs of them.
+
+Texts are tokenized in parallel, the next ones while the encoder works, packed into batches without padding, longest
+first, and what comes out stands in the caller's order. Knows nothing of files but their loaders.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmixer.embed.pooling import pool, unit_length
+from fastmixer.embed.sentence_tokenizer import Encoded, Pair, SentenceTokenizer
+from fastmixer.embed.vector_file import VectorFile
+from fastmixer.model.decoder import PROGRESS_AFTER
+from fastmixer.model.encoder import Encoder, dense
+from fastmixer.ops.checks import check_choice
+from fastmixer.text.files import lone_surrogate
+from fastmixer.weights.encoder_folder import EncoderSource, open_encoder
+
+BATCH_TOKENS = 4096  # of one call of the encoder
+WINDOW = 2048  # texts tokenized at once
+FEW = 16  # up to so many texts no bar is made ready
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One of rerank's texts: its place among them, and its score."""
+
+    index: int
+    score: float
+
+
+class SentenceModel:
+    """The model of an EncoderSource, which load_sentence_model opens. weights: see model.encoder.Encoder.
+
+    dim: of its vectors; max_length: tokens of a text; prompts: what may stand before a text, by name. One object may be
+    used from several threads.
+    """
+
+    def __init__(self, source: EncoderSource, weights: str = "auto", *, progress: bool = True):
+        self.name, self.config, self.recipe = source.name, source.config, source.recipe
+        self.tokenizer = SentenceTokenizer(
+            source.path, vocab=source.config.vocab, context=source.config.context, max_length=source.recipe.max_length,
+            lower_case=source.recipe.lower_case,
+        )  # fmt: skip
+        self.encoder = Encoder(source, weights, progress=progress)
+        self._score_activation = source.score_activation
+        self._dense = [
+            (stage.weight.values(), None if stage.bias is None else stage.bias.values(), stage.activation)
+            for stage in source.recipe.dense
+        ]
+        self.dim: int = self._dense[-1][0].shape[0] if self._dense else self.config.dim
+        self.max_length = self.tokenizer.max_length
+        self.prompts: dict[str, str] = dict(source.recipe.prompts)
+        self._has_warned = False
+
+    # ---- vectors ----
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool = True,
+        show_progress: bool | None = None,
+        dtype: str = "float32",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+    ) -> np.ndarray:
+        """The vector of each text: float32 [n, dim], in order; of a single string float32 [dim].
+
+        batch_tokens: of one call of the encoder, at most (a longer text goes alone). normalize: to unit length; False:
+        as pooled, whatever the model's folder asks for. show_progress: a bar (None: once it takes over a second).
+        dtype: "float32" or "float16" of the result. prompt: what is put before each text; prompt_name: one of
+        self.prompts (neither: the model's default, if it has one; prompt="" for none). truncate: cut texts of more than
+        max_length tokens, with one warning; False: refuse them. Raises TypeError or ValueError that names the text.
+        """
+        self._need_no_head("embed")
+        check_choice("embed", "dtype", dtype, DTYPES)
+        batch_tokens = _positive("embed", "batch_tokens", batch_tokens)
+        before = self._prompt("embed", prompt, prompt_name)
+        if isinstance(texts, str):
+            self._check("embed", [texts], 0)
+            encoded = self._encode("embed", [texts], 0, before, truncate)
+            self._warn_of_cut("embed", encoded)
+            return self._embed_window(encoded, batch_tokens, normalize)[0].astype(dtype, copy=False)
+        listed = _as_list("embed", texts)
+        self._check("embed", listed, 0)
+        out = np.empty((len(listed), self.dim), dtype)
+        with _bar(len(listed), show_progress) as bar:
+            for encoded in self._windows("embed", listed, before, truncate):
+                self._warn_of_cut("embed", encoded)
+                rows = slice(encoded.first, encoded.first + len(encoded.ids))
+                out[rows] = self._embed_window(encoded, batch_tokens, normalize, bar)
+        return out
+
+    def embed_to(
+        self,
+        path: str | Path,
+        texts: Iterable[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool = True,
+        show_progress: bool | None = None,
+        dtype: str = "float32",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+    ) -> np.ndarray:
+        """The vectors of a stream of texts of any length, written to a .npy file as they come: its array [n, dim],
+        memory-mapped and read-only. Neither texts nor vectors are ever all in memory; see embed for the options.
+
+        path is written once all is well; an error leaves what stood there. Raises as embed does; OSError.
+        """
+        self._need_no_head("embed_to")
+        check_choice("embed_to", "dtype", dtype, DTYPES)
+        batch_tokens = _positive("embed_to", "batch_tokens", batch_tokens)
+        before = self._prompt("embed_to", prompt, prompt_name)
+        _need_texts("embed_to", texts)
+        count = len(texts) if isinstance(texts, Sequence) else None
+        with VectorFile(path, self.dim, dtype) as file, _bar(count, show_progress) as bar:
+            for encoded in self._windows("embed_to", texts, before, truncate):
+                self._warn_of_cut("embed_to", encoded)
+                file.append(self._embed_window(encoded, batch_tokens, normalize, bar))
+        return np.load(path, mmap_mode="r")
+
+    # ---- pairs ----
+
+    def score(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        show_progress: bool | None = None,
+        truncate: bool = True,
+    ) -> np.ndarray:
+        """How well each text answers query, by a cross-encoder: float32 [n], in order. 0 to 1, unless the model's folder
+        says that its output is taken as it is. Raises TypeError, or ValueError, also for a model without such a head."""
+        head = self.config.head
+        if head is None:
+            raise ValueError(f"rerank: {self.name} is no cross-encoder; use embed, and the products of its vectors")
+        if head.classes != 1:
+            raise ValueError(f"rerank: the model must have one output; {self.name} has {head.classes} classes")
+        batch_tokens = _positive("rerank", "batch_tokens", batch_tokens)
+        if not isinstance(query, str) or lone_surrogate(query) is not None:
+            raise TypeError(f"rerank: query must be a string of UTF-8 text; got {type(query).__name__} {query!r:.40}")
+        listed = _as_list("rerank", texts)
+        self._check("rerank", listed, 0)
+        scores = np.empty(len(listed), np.float32)
+        with _bar(len(listed), show_progress) as bar:
+            for first in range(0, len(listed), WINDOW):
+                pairs: list[Pair] = [(query, text) for text in listed[first : first + WINDOW]]
+                encoded = self.tokenizer.encode("rerank", pairs, first, truncate=truncate)
+                self._warn_of_cut("rerank", encoded)
+                for places, hidden, starts in self._run(encoded, batch_tokens):
+                    logits = self.encoder.classify(pool(hidden, starts, head.pooling))[:, 0]
+                    scores[first + places] = logits
+                    bar.update(len(places))
+        return 1 / (1 + np.exp(-scores)) if self._score_activation == "sigmoid" else scores
+
+    def rerank(self, query: str, texts: Iterable[str], *, top_k: int | None = None, **options: Any) -> list[Ranked]:
+        """The texts, best answer to query first, or the top_k best: (index among texts, score). See score for options."""
+        top_k = None if top_k is None else _positive("rerank", "top_k", top_k)
+        scores = self.score(query, texts, **options)
+        return [Ranked(int(index), float(scores[index])) for index in np.argsort(-scores, kind="stable")[:top_k]]
+
+    # ---- the model itself ----
+
+    def info(self) -> dict[str, Any]:
+        """What the model is made of, how its weights are kept, the memory they take (bytes), and how it makes vectors."""
+        kinds: dict[str, int] = {}
+        for kind in self.encoder.kinds.values():
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return {
+            "name": self.name,
+            "architecture": asdict(self.config),
+            "weights": {"asked": self.encoder.weights, "matrices": kinds, "bytes": self.encoder.nbytes},
+            "dim": self.dim,
+            "max_length": self.max_length,
+            "pooling": None if self.config.head else self.recipe.pooling,
+            "prompts": dict(self.prompts),
+        }
+
+    # ---- from texts to tokens ----
+
+    def _windows(self, op: str, texts: Iterable[str], before: str, truncate: bool) -> Iterator[Encoded]:
+        """So many texts after another, the next ones tokenized meanwhile."""
+        if isinstance(texts, list) and len(texts) <= WINDOW:
+            if texts:
+                yield self._encode(op, texts, 0, before, truncate)
+            return
+        source, first = iter(texts), 0
+        with ThreadPoolExecutor(1, "fastmixer-tokenizer") as worker:
+            waiting: Future[Encoded] | None = None
+            while window := list(islice(source, WINDOW)):
+                self._check(op, window, first)
+                submitted = worker.submit(self._encode, op, window, first, before, truncate)
+                first += len(window)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = submitted
+            if waiting is not None:
+                yield waiting.result()
+
+    def _encode(self, op: str, texts: list[str], first: int, before: str, truncate: bool) -> Encoded:
+        return self.tokenizer.encode(
+            op, [before + text for text in texts] if before else texts, first, truncate=truncate
+        )
+
+    def _warn_of_cut(self, op: str, encoded: Encoded) -> None:
+        """Once in this model's life."""
+        if encoded.cut is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{op}: texts[{encoded.cut}] is longer than {self.max_length} tokens, the model's limit; it is cut, as "
+                "others will be without a word (truncate=False refuses them)",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _check(self, op: str, texts: list[Any], first: int) -> None:
+        for index, text in enumerate(texts, first):
+            if not isinstance(text, str):
+                raise TypeError(f"{op}: texts[{index}] must be a string; got {type(text).__name__}")
+            place = lone_surrogate(text)
+            if place is not None:
+                raise ValueError(
+                    f"{op}: character {place} of texts[{index}] is {text[place]!r}, half a surrogate pair; no text holds "
+                    "that alone"
+                )
+
+    def _prompt(self, op: str, prompt: str | None, prompt_name: str | None) -> str:
+        if prompt is not None:
+            if prompt_name is not None:
+                raise ValueError(f"{op}: give prompt or prompt_name, not both")
+            if not isinstance(prompt, str):
+                raise TypeError(f"{op}: prompt must be a string; got {type(prompt).__name__}")
+            return prompt
+        name = self.recipe.default_prompt if prompt_name is None else prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "none: this model has no prompts"
+            raise ValueError(f"{op}: prompt_name must be one of {known}; got {name!r}")
+        return self.prompts[name]
+
+    def _need_no_head(self, op: str) -> None:
+        if self.config.head is not None:
+            raise ValueError(f"{op}: {self.name} is a cross-encoder or classifier, which gives no vectors; use rerank")
+
+    # ---- from tokens to vectors ----
+
+    def _embed_window(self, encoded: Encoded, batch_tokens: int, normalize: bool, bar: Any = None) -> np.ndarray:
+        """float32 [texts, dim]."""
+        vectors = np.empty((len(encoded.ids), self.dim), np.float32)
+        for places, hidden, starts in self._run(encoded, batch_tokens):
+            pooled = pool(hidden, starts, self.recipe.pooling)
+            for weight, bias, activation in self._dense:
+                pooled = dense(pooled, weight, bias, activation)
+            vectors[places] = unit_length(pooled) if normalize else pooled
+            if bar is not None:
+                bar.update(len(places))
+        return vectors
+
+    def _run(self, encoded: Encoded, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(places among them, hidden float32 [tokens, dim], starts int64 [texts + 1]) of one batch after another."""
+        lengths = np.array([len(row) for row in encoded.ids])
+        for places in _batches(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
+            starts = np.concatenate([[0], np.cumsum(lengths[places])])
+            ids = np.concatenate([encoded.ids[place] for place in places])
+            types = np.concatenate([encoded.types[place] for place in places]) if self.config.token_types > 1 else None
+            yield places, self.encoder.forward(ids, starts, types), starts
+
+
+def load_sentence_model(
+    path_or_name: str | Path,
+    weights: str = "auto",
+    *,
+    offline: bool | None = None,
+    revision: str | None = None,
+    progress: bool = True,
+) -> SentenceModel:
+    """The model in an encoder's folder, or of a name "org/name"; see open_encoder for what is opened and raised."""
+    return SentenceModel(open_encoder(path_or_name, offline=offline, revision=revision), weights, progress=progress)
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Parts of order, each of at most batch_tokens tokens, or of one text."""
+    ends = np.cumsum(lengths[order])
+    first = 0
+    while first < len(order):
+        passed = ends[first - 1] if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, passed + batch_tokens, side="right")))
+        yield order[first:stop]
+        first = stop
+
+
+def _as_list(op: str, texts: Any) -> list[Any]:
+    if isinstance(texts, str):
+        raise TypeError(f"{op}: texts must be a list of strings; got one string")
+    _need_texts(op, texts)
+    return list(texts)
+
+
+def _need_texts(op: str, texts: Any) -> None:
+    if isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable):
+        raise TypeError(f"{op}: texts must be a list of strings; got {type(texts).__name__}")
+
+
+def _positive(op: str, name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{op}: {name} must be an integer >= 1; got {value!r}")
+    return int(value)
+
+
+def _bar(total: int | None, show_progress: bool | None) -> Any:
+    """A progress bar over texts; None: it shows once a second has passed."""
+    from tqdm import tqdm
+
+    hidden = show_progress is False or (show_progress is None and total is not None and total <= FEW)
+    return tqdm(
+        total=total, desc="embedding", unit=" texts", delay=PROGRESS_AFTER if show_progress is None else 0, disable=hidden,
+        dynamic_ncols=True, leave=False,
+    )  # fmt: skip

@@ -1,0 +1,387 @@
+"""Sentences to vectors: order, batches, pooling, prompts, limits, streams and scores of pairs; and what is refused."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from tiny_encoders import write_dense, write_json, write_modules, write_pooling, write_tokenizer
+from tokenizers import Tokenizer
+
+from fastmixer.embed import load_sentence_model, sentence_model
+from fastmixer.kernels import select
+from fastmixer.model.encoder import Encoder
+from fastmixer.weights.encoder_folder import open_encoder
+
+TEXTS = [
+    "Alice introduced Bob to Chloe.", "The bank by the river", "", "the water came up to the door of the old house",
+    "Alice!", "unheard words", "The bank by the river",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=["reference"])
+def _kernels(request):
+    with select.use_kernels(request.param):
+        yield
+
+
+def hidden_of(folder, text):
+    """float32 [tokens, dim] of one text alone."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = np.array(tokenizer.encode(text).ids)
+    return Encoder(open_encoder(folder), "float32").forward(ids, np.array([0, len(ids)]))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# ---- vectors ----
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "mpnet", "modernbert"])
+def test_vectors_are_the_mean_of_each_text_alone_in_order(tiny_folder, name):
+    folder = tiny_folder(name)
+    model = load_sentence_model(folder, "float32")
+    expected = np.stack([unit(hidden_of(folder, text).mean(axis=0)) for text in TEXTS])
+    vectors = model.embed(TEXTS)
+    assert vectors.dtype == np.float32 and vectors.shape == (len(TEXTS), model.dim) == (7, 32)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pooled"),
+    [
+        ("mean_tokens", lambda hidden: hidden.mean(axis=0)),
+        ("cls_token", lambda hidden: hidden[0]),
+        ("max_tokens", lambda hidden: hidden.max(axis=0)),
+        ("lasttoken", lambda hidden: hidden[-1]),
+    ],
+)
+def test_pooling(tiny_folder, mode, pooled):
+    folder = tiny_folder("bert", mode)
+    model = load_sentence_model(folder, "float32")
+    expected = np.stack([pooled(hidden_of(folder, text)) for text in TEXTS])
+    np.testing.assert_allclose(model.embed(TEXTS, normalize=False), expected, atol=1e-5)
+    np.testing.assert_allclose(model.embed(TEXTS), unit(expected), atol=1e-5)
+
+
+def test_a_folder_without_modules_is_pooled_by_the_mean(tiny_folder):
+    folder = tiny_folder("roberta", None)
+    expected = unit(hidden_of(folder, TEXTS[0]).mean(axis=0))
+    np.testing.assert_allclose(load_sentence_model(folder, "float32").embed(TEXTS[0]), expected, atol=1e-5)
+
+
+def test_dense_stages(tiny_folder):
+    folder = tiny_folder()
+    write_modules(
+        folder, ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Dense", "3_Dense"), ("Normalize", "4_Normalize")
+    )
+    weight, bias = write_dense(folder, "2_Dense", 32, 20)
+    second, _ = write_dense(folder, "3_Dense", 20, 5, bias=False, activation="torch.nn.modules.linear.Identity")
+    model = load_sentence_model(folder, "float32")
+    pooled = np.stack([hidden_of(folder, text).mean(axis=0) for text in TEXTS])
+    expected = np.tanh(pooled @ weight.T + bias) @ second.T
+    assert model.dim == 5
+    np.testing.assert_allclose(model.embed(TEXTS, normalize=False), expected, atol=1e-4)
+    np.testing.assert_allclose(model.embed(TEXTS), unit(expected), atol=1e-5)
+
+
+def test_one_string_gives_one_vector(tiny_folder):
+    model = load_sentence_model(tiny_folder(), "float32")
+    vector = model.embed(TEXTS[1])
+    assert vector.shape == (32,)
+    np.testing.assert_allclose(vector, model.embed(TEXTS)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 3, 17, 10_000])
+def test_batches_change_nothing(tiny_folder, batch_tokens):
+    model = load_sentence_model(tiny_folder(), "float32")
+    np.testing.assert_allclose(model.embed(TEXTS, batch_tokens=batch_tokens), model.embed(TEXTS), atol=1e-6)
+
+
+def test_batches_hold_so_many_tokens_and_longest_texts_come_first():
+    lengths = np.array([3, 9, 1, 4, 4, 20, 2])
+    order = np.argsort(-lengths, kind="stable")
+    batches = [lengths[batch].tolist() for batch in sentence_model._batches(order, lengths, 10)]
+    assert batches == [[20], [9], [4, 4], [3, 2, 1]]
+    assert list(sentence_model._batches(order[:0], lengths, 10)) == []
+
+
+def test_many_windows_keep_the_order(tiny_folder, monkeypatch, rng):
+    model = load_sentence_model(tiny_folder(), "float32")
+    words = "the bank by river was flooded and water came".split()
+    texts = [" ".join(rng.choice(words, rng.integers(0, 30))) for _ in range(50)]
+    whole = model.embed(texts)
+    monkeypatch.setattr(sentence_model, "WINDOW", 7)
+    np.testing.assert_allclose(model.embed(texts), whole, atol=1e-6)
+    np.testing.assert_allclose(model.embed(tuple(texts)), whole, atol=1e-6)
+    np.testing.assert_allclose(model.embed(text for text in texts), whole, atol=1e-6)
+    np.testing.assert_allclose(model.embed(np.array(texts)), whole, atol=1e-6)
+
+
+def test_nothing_gives_no_rows(tiny_folder):
+    model = load_sentence_model(tiny_folder())
+    assert model.embed([]).shape == (0, 32) and model.embed([]).dtype == np.float32
+
+
+def test_the_result_may_be_float16(tiny_folder):
+    model = load_sentence_model(tiny_folder())
+    vectors = model.embed(TEXTS, dtype="float16")
+    assert vectors.dtype == np.float16
+    np.testing.assert_allclose(vectors.astype(np.float32), model.embed(TEXTS), atol=1e-3)
+    with pytest.raises(ValueError, match="dtype must be one of 'float32', 'float16'; got 'int8'"):
+        model.embed(TEXTS, dtype="int8")
+
+
+# ---- prompts ----
+
+
+def test_prompts(tiny_folder):
+    folder = tiny_folder()
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "passage": "passage: "}})
+    model = load_sentence_model(folder, "float32")
+    assert model.prompts == {"query": "query: ", "passage": "passage: "}
+    expected = model.embed(["query: the bank"])
+    assert np.abs(model.embed(["the bank"]) - expected).max() > 0.01
+    np.testing.assert_array_equal(model.embed(["the bank"], prompt_name="query"), expected)
+    np.testing.assert_array_equal(model.embed(["the bank"], prompt="query: "), expected)
+    np.testing.assert_array_equal(model.embed("the bank", prompt="query: "), expected[0])
+    with pytest.raises(ValueError, match="prompt_name must be one of 'query', 'passage'; got 'qeury'"):
+        model.embed(["the bank"], prompt_name="qeury")
+    with pytest.raises(ValueError, match="give prompt or prompt_name, not both"):
+        model.embed(["the bank"], prompt="a", prompt_name="query")
+    with pytest.raises(TypeError, match="prompt must be a string; got int"):
+        model.embed(["the bank"], prompt=3)
+
+
+def test_a_default_prompt_is_used_unless_told(tiny_folder):
+    folder = tiny_folder()
+    fields = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", fields)
+    model = load_sentence_model(folder, "float32")
+    np.testing.assert_array_equal(model.embed(["the bank"]), model.embed(["query: the bank"], prompt=""))
+    with pytest.raises(ValueError, match="got 'passage'"):
+        model.embed(["the bank"], prompt_name="passage")
+
+
+# ---- limits ----
+
+
+def test_long_texts_are_cut_with_one_warning(tiny_folder):
+    folder = tiny_folder()
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 10, "do_lower_case": False})
+    model = load_sentence_model(folder, "float32")
+    assert model.max_length == 10
+    long, fits = "the bank " * 40, "the bank " * 4
+    with pytest.warns(UserWarning, match=r"^embed: texts\[1\] is longer than 10 tokens") as caught:
+        vectors = model.embed([fits, long, long])
+    assert len(caught) == 1 and caught[0].filename == __file__
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)  # 8 words and 2 special tokens remain
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.embed([long])
+        model.embed(long)
+        model.embed([fits], truncate=False)
+    with pytest.raises(ValueError, match=r"^embed: texts\[1\] has 82 tokens; at most 10 are possible"):
+        model.embed([fits, long], truncate=False)
+
+
+def test_the_smallest_limit_counts(tiny_folder):
+    folder = tiny_folder()
+    assert load_sentence_model(folder).max_length == 64  # the model's positions
+    write_tokenizer(folder, 30)
+    assert load_sentence_model(folder).max_length == 30
+    write_tokenizer(folder, 1e30)
+    assert load_sentence_model(folder).max_length == 64
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 2})
+    with pytest.raises(ValueError, match="tokenizer.json: a text of 2 tokens has no room beside 3 special ones"):
+        load_sentence_model(folder)
+
+
+def test_texts_are_lowered_where_the_folder_says_so(tiny_folder):
+    folder = tiny_folder()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = load_sentence_model(folder, "float32")
+    assert np.abs(model.embed("THE BANK") - model.embed("the bank")).max() > 0.01
+    write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    model = load_sentence_model(folder, "float32")
+    np.testing.assert_array_equal(model.embed(["THE BANK"]), model.embed(["the bank"]))
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "texts"),
+    [
+        (TypeError, r"^embed: texts\[1\] must be a string; got NoneType$", ["a", None]),
+        (TypeError, r"^embed: texts\[2\] must be a string; got bytes$", ["a", "b", b"c"]),
+        (TypeError, r"^embed: texts\[0\] must be a string; got list$", [["a"]]),
+        (TypeError, "^embed: texts must be a list of strings; got NoneType$", None),
+        (TypeError, "^embed: texts must be a list of strings; got bytes$", b"text"),
+        (TypeError, "^embed: texts must be a list of strings; got int$", 3),
+        (TypeError, "^embed: texts must be a list of strings; got dict$", {"a": 1}),
+        (ValueError, r"^embed: character 1 of texts\[1\] is '\\ud800', half a surrogate pair", ["a", "b\ud800"]),
+        (ValueError, r"^embed: character 0 of texts\[0\] is '\\ud800', half a surrogate pair", "\ud800"),
+    ],
+)
+def test_texts_that_are_none(tiny_folder, error, match, texts):
+    with pytest.raises(error, match=match):
+        load_sentence_model(tiny_folder()).embed(texts)
+
+
+def test_a_wrong_text_in_a_later_window_is_named(tiny_folder, monkeypatch):
+    monkeypatch.setattr(sentence_model, "WINDOW", 3)
+    with pytest.raises(TypeError, match=r"texts\[7\] must be a string; got NoneType"):
+        load_sentence_model(tiny_folder()).embed_to("unused.npy", iter([*TEXTS, None]))
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -1, 2.5, True, None])
+def test_batch_tokens_must_be_a_count(tiny_folder, batch_tokens):
+    with pytest.raises(ValueError, match="embed: batch_tokens must be an integer >= 1; got"):
+        load_sentence_model(tiny_folder()).embed(TEXTS, batch_tokens=batch_tokens)
+
+
+def test_a_folder_without_its_tokenizer(tiny_folder):
+    folder = tiny_folder()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.json does not exist; without it texts cannot become tokens"):
+        load_sentence_model(folder)
+
+
+def test_a_tokenizer_of_another_model(tiny_folder):
+    folder = tiny_folder()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["beyond"] = 96
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="has 97 pieces, the model's vocab is 96: they do not belong together"):
+        load_sentence_model(folder)
+
+
+def test_a_text_without_tokens(tiny_folder):
+    folder = tiny_folder()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"^embed: texts\[2\] has no tokens$"):
+        load_sentence_model(folder).embed(TEXTS)
+
+
+# ---- streams ----
+
+
+def test_embed_to_writes_what_embed_gives(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sentence_model, "WINDOW", 3)
+    model = load_sentence_model(tiny_folder(), "float32")
+    path = tmp_path / "vectors.npy"
+    for dtype in ("float32", "float16"):
+        vectors = model.embed_to(path, (text for text in TEXTS), dtype=dtype)
+        assert isinstance(vectors, np.memmap) and vectors.dtype == dtype and not vectors.flags.writeable
+        np.testing.assert_array_equal(np.load(path), model.embed(TEXTS, dtype=dtype))
+    assert model.embed_to(path, []).shape == (0, 32) and np.load(path).shape == (0, 32)
+    assert [item.name for item in tmp_path.iterdir() if item.is_file()] == ["vectors.npy"]
+
+
+def test_embed_to_reads_no_more_than_it_needs_at_once(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sentence_model, "WINDOW", 4)
+    model = load_sentence_model(tiny_folder(), "float32")
+    taken, done = [0], [0]
+    original = model._embed_window
+
+    def stream():
+        for index in range(40):
+            taken[0] = index + 1
+            assert taken[0] - done[0] <= 12
+            yield "the bank"
+
+    def counted(encoded, *rest):
+        result = original(encoded, *rest)
+        done[0] += len(encoded.ids)
+        return result
+
+    monkeypatch.setattr(model, "_embed_window", counted)
+    assert model.embed_to(tmp_path / "v.npy", stream()).shape == (40, 32)
+
+
+def test_an_error_leaves_the_old_file(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sentence_model, "WINDOW", 2)
+    model, path = load_sentence_model(tiny_folder()), tmp_path / "vectors.npy"
+    model.embed_to(path, TEXTS)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"^embed_to: texts\[7\] must be a string; got NoneType$"):
+        model.embed_to(path, [*TEXTS, None])
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir() if item.is_file()] == ["vectors.npy"]
+    with pytest.raises(ValueError, match="path must end with .npy; got 'vectors.bin'"):
+        model.embed_to("vectors.bin", TEXTS)
+
+
+# ---- pairs ----
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "roberta-classifier", "modernbert-classifier"])
+def test_rerank(tiny_folder, name):
+    folder = tiny_folder(name, None)
+    model = load_sentence_model(folder, "float32")
+    tokenizer, encoder = Tokenizer.from_file(str(folder / "tokenizer.json")), Encoder(open_encoder(folder), "float32")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    expected = []
+    for text in TEXTS:
+        pair = tokenizer.encode("the river", text)
+        types = np.array(pair.type_ids) if encoder.config.token_types > 1 else None
+        hidden = encoder.forward(np.array(pair.ids), np.array([0, len(pair.ids)]), types)
+        pooled = hidden.mean(axis=0) if model.config.head.pooling == "mean" else hidden[0]
+        expected.append(1 / (1 + np.exp(-encoder.classify(pooled[None])[0, 0])))
+    scores = model.score("the river", TEXTS, batch_tokens=20)
+    assert scores.dtype == np.float32 and np.ptp(expected) > 0.01
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    ranked = model.rerank("the river", TEXTS, batch_tokens=20)
+    assert [place.index for place in ranked] == np.argsort(-scores, kind="stable").tolist()
+    assert [place.score for place in ranked] == sorted(scores.tolist(), reverse=True)
+    assert model.rerank("the river", TEXTS, top_k=2, batch_tokens=20) == ranked[:2]
+    assert model.rerank("the river", []) == []
+
+
+def test_scores_may_be_logits(tiny_folder):
+    folder = tiny_folder("bert-classifier", None)
+    scores = load_sentence_model(folder, "float32").score("the river", TEXTS)
+    values = json.loads((folder / "config.json").read_text())
+    values["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    (folder / "config.json").write_text(json.dumps(values))
+    logits = load_sentence_model(folder, "float32").score("the river", TEXTS)
+    np.testing.assert_allclose(np.log(scores / (1 - scores)), logits, atol=1e-4)
+
+
+def test_what_rerank_refuses(tiny_folder):
+    cross = load_sentence_model(tiny_folder("bert-classifier", None))
+    with pytest.raises(
+        ValueError, match="^embed: bert-classifier is a cross-encoder or classifier, which gives no vectors"
+    ):
+        cross.embed(TEXTS)
+    with pytest.raises(TypeError, match=r"^rerank: texts\[1\] must be a string; got NoneType$"):
+        cross.rerank("a", ["b", None])
+    with pytest.raises(TypeError, match="^rerank: query must be a string of UTF-8 text; got NoneType"):
+        cross.rerank(None, TEXTS)
+    with pytest.raises(TypeError, match="^rerank: texts must be a list of strings; got one string"):
+        cross.rerank("a", "b")
+    with pytest.raises(ValueError, match="^rerank: top_k must be an integer >= 1; got 0"):
+        cross.rerank("a", TEXTS, top_k=0)
+    with pytest.raises(ValueError, match="^rerank: bert is no cross-encoder; use embed"):
+        load_sentence_model(tiny_folder()).rerank("a", TEXTS)
+    with pytest.raises(ValueError, match="must have one output; distilbert-classifier has 3 classes"):
+        load_sentence_model(tiny_folder("distilbert-classifier", None)).rerank("a", TEXTS)
+
+
+def test_info(tiny_folder):
+    folder = tiny_folder()
+    write_pooling(folder, "cls_token")
+    info = load_sentence_model(folder, "int8").info()
+    assert info["name"] == "bert" and info["pooling"] == "cls" and info["dim"] == 32 and info["max_length"] == 64
+    assert info["weights"]["asked"] == "int8" and info["weights"]["matrices"] == {"int8": 13}
