@@ -15,6 +15,8 @@ VEC_INLINE vi bf16_round(vf x) {
     return (vi)vf_select(x == x, (vf)rounded, (vf)(bits | 0x400000));
 }
 
+VEC_INLINE vf bf16_nearest(vf x) { return (vf)(bf16_round(x) & (int32_t)0xffff0000); }
+
 /* One word a lane: bfloat16 of `first` in the low half, of `second` in the high half. */
 VEC_INLINE vf bf16_pairs(vf first, vf second) {
     return (vf)(((bf16_round(first) >> 16) & 0xffff) | (bf16_round(second) & (int32_t)0xffff0000));
@@ -34,6 +36,29 @@ VEC_INLINE void bf16_split(vf a, vf b, vf *even, vf *odd) {
     for (int i = 0; i < VF_WIDTH; i++) split[0][i] = both[2 * i], split[1][i] = both[2 * i + 1];
     memcpy(even, split[0], sizeof *even);
     memcpy(odd, split[1], sizeof *odd);
+}
+
+/* Neighbours of 2 VF_WIDTH floats in a row, as words of a pair each. Numbers smaller than the least normal one may become
+ * zero, as the instruction for the product takes them. */
+VEC_INLINE vf bf16_neighbours(vf a, vf b) {
+#if defined(__AVX512BF16__)
+    return (vf)(__m512)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+#else
+    vf even, odd;
+    bf16_split(a, b, &even, &odd);
+    return bf16_pairs(even, odd);
+#endif
+}
+
+/* As bf16_pairs, but for the same small numbers. */
+VEC_INLINE vf bf16_couples(vf first, vf second) {
+#if defined(__AVX512BF16__)
+    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (vf)_mm512_permutexvar_epi16(turns, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+    return bf16_pairs(first, second);
+#endif
 }
 
 /* sum + a.first * b.first + a.second * b.second, in float32. */

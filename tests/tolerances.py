@@ -9,6 +9,10 @@ import numpy as np
 FORWARD_FACTOR = 2.0  # times the error of the NumPy reference run in float32
 GRADIENT_FACTOR = 4.0
 FEW_ULP = 8.0  # float32 ulps of the largest expected magnitude, for results that NumPy happens to hit exactly
+# Where float32's last bit decides how a number is rounded to bfloat16, two results differ by 2^-8 in that term. Shares of
+# the result's norm: attention's weights are rounded against another running maximum; in gradients few terms are on the edge.
+BFLOAT16_BLEND = 2.0**-8
+BFLOAT16_GRADIENT = 2.0**-12
 CENTRAL_DIFFERENCE_RELATIVE = 1e-6  # float64 central differences against analytic gradients
 CENTRAL_DIFFERENCE_STEP = 1e-5
 ORACLE_LOGITS = 1e-4  # absolute, against torch float32

@@ -127,6 +127,7 @@ class Layer:
         self.gate = Linear.of(parameters, f"{prefix}.feedforward.gate") if config.gated else None
         self.up = Linear.of(parameters, f"{prefix}.feedforward.up")
         self.down = Linear.of(parameters, f"{prefix}.feedforward.down")
+        self._precision = "float32" if self.qkv.rounded is None else "bfloat16"  # of attention's products
         self._feedforward_rounded = None
         if self.up.rounded is not None and self.down.rounded is not None:
             self._feedforward_rounded = FeedForwardRounded(
@@ -170,7 +171,7 @@ class Layer:
         attended = join_heads(saved.attended, config, space.batch, space.time)
         _, saved.log_sum_exp = attention(
             q, k, v, causal=True, window=config.window, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS),
-            out=attended, return_saved=True,
+            precision=self._precision, out=attended, return_saved=True,
         )  # fmt: skip
         self._add_branch(
             x, saved.middle, rate, self._seed(seed, ATTENTION_BRANCH), self.attention_output.forward, saved.attended
@@ -197,7 +198,8 @@ class Layer:
         attention_backward(
             join_heads(d_attended, config, space.batch, space.time), q, k, v,
             join_heads(saved.attended, config, space.batch, space.time), saved.log_sum_exp, causal=True,
-            window=config.window, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS), d_q=d_q, d_k=d_k, d_v=d_v,
+            window=config.window, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS), precision=self._precision,
+            d_q=d_q, d_k=d_k, d_v=d_v,
         )  # fmt: skip
         self.rotary.turn(d_k, inverse=True)
         self.rotary.turn(d_q, inverse=True)

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from fastmixer.kernels.select import kernel_module, kernels
-from fastmixer.ops.checks import Arrays, check_integer, check_number
+from fastmixer.ops.checks import Arrays, check_choice, check_integer, check_number
 from fastmixer.ops.dropout import check_seed
 
 MAX_HEAD_DIM = 256
+PRECISIONS = ("float32", "bfloat16")
 
 
 class _Checked(NamedTuple):
@@ -42,6 +43,7 @@ def attention(
     query_starts: np.ndarray | None = ...,
     key_starts: np.ndarray | None = ...,
     key_counts: np.ndarray | None = ...,
+    precision: str = ...,
     out: np.ndarray | None = ...,
     return_saved: Literal[False] = ...,
 ) -> np.ndarray: ...
@@ -59,6 +61,7 @@ def attention(
     query_starts: np.ndarray | None = ...,
     key_starts: np.ndarray | None = ...,
     key_counts: np.ndarray | None = ...,
+    precision: str = ...,
     out: np.ndarray | None = ...,
     return_saved: Literal[True],
 ) -> tuple[np.ndarray, np.ndarray]: ...
@@ -75,6 +78,7 @@ def attention(
     query_starts: np.ndarray | None = None,
     key_starts: np.ndarray | None = None,
     key_counts: np.ndarray | None = None,
+    precision: str = "float32",
     out: np.ndarray | None = None,
     return_saved: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -88,11 +92,14 @@ def attention(
     query_starts, key_starts: int64 [sequences + 1]: many sequences packed one after another in a batch of 1, each of
     which sees itself only (key_starts = query_starts if None). key_counts: int64 [batch]: only so many of each batch
     element's keys are there (a cache that is not full). A query that sees no key gets zeros.
+    precision "bfloat16": what the products multiply (q, k, v and the weights) is rounded to bfloat16 on its way; sums and
+    softmax stay float32.
     With return_saved also gives log_sum_exp: float32 [batch, heads, queries], which attention_backward wants.
     Raises TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); online softmax, Milakov and
     Gimelshein 2018 (arXiv 1805.02867); tiles, Dao et al. 2022 (arXiv 2205.14135).
     """
     arrays = Arrays("attention")
+    check_choice("attention", "precision", precision, PRECISIONS)
     checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
     if key_counts is not None:
         _limit_keys(checked, key_counts, packed=query_starts is not None)
@@ -104,7 +111,9 @@ def attention(
     if _leaves_gaps(checked):
         out[...], log_sum_exp[...] = 0, -np.inf
     if out.size:
-        kernels("attention").attention_forward(*checked, out, log_sum_exp)
+        kernel = kernels("attention")
+        run = kernel.attention_forward if precision == "float32" else kernel.attention_forward_bfloat16
+        run(*checked, out, log_sum_exp)
     return (out, log_sum_exp) if return_saved else out
 
 
@@ -123,6 +132,7 @@ def attention_backward(
     seed: int = 0,
     query_starts: np.ndarray | None = None,
     key_starts: np.ndarray | None = None,
+    precision: str = "float32",
     d_q: np.ndarray | None = None,
     d_k: np.ndarray | None = None,
     d_v: np.ndarray | None = None,
@@ -132,6 +142,7 @@ def attention_backward(
     The weights are computed again, tile by tile. Options must be those of the forward call. Raises as attention.
     """
     arrays = Arrays("attention_backward", "attention")
+    check_choice("attention_backward", "precision", precision, PRECISIONS)
     checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
     axes, kv_axes = "batch heads queries head_dim", "batch kv_heads keys head_dim"
     d_out = arrays.check("d_out", d_out, axes, contiguous=False)
@@ -148,7 +159,9 @@ def attention_backward(
             gradient[...] = 0
     if checked.q.size or checked.k.size:
         delta = np.empty(log_sum_exp.shape, log_sum_exp.dtype)
-        kernels("attention").attention_backward(d_out, *checked[:3], out, log_sum_exp, *checked[3:], delta, *gradients)
+        kernel = kernels("attention")
+        run = kernel.attention_backward if precision == "float32" else kernel.attention_backward_bfloat16
+        run(d_out, *checked[:3], out, log_sum_exp, *checked[3:], delta, *gradients)
     return gradients[0], gradients[1], gradients[2]
 
 
@@ -193,9 +206,7 @@ def _check(
         # one as wide as the keys hides no more than a wider one, and fits the kernels' integers
         window = min(check_integer(op, "window", window, at_least=1), max(k.shape[2], 1))
     spans = _spans(op, q.shape, k.shape, query_starts, key_starts)
-    return _Checked(
-        q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, float(dropout), seed
-    )
+    return _Checked(q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, float(dropout), seed)
 
 
 def _spans(op: str, q_shape: tuple, k_shape: tuple, query_starts: Any, key_starts: Any) -> np.ndarray:

@@ -79,7 +79,7 @@ def _feedforward(label: str, times: int) -> Callable[..., Cost]:
     return rule
 
 
-def _attention(label: str, products: float) -> Callable[..., Cost]:
+def _attention(label: str, products: float, precision: str = "float32") -> Callable[..., Cost]:
     """products of [queries, keys, head_dim], over the pairs that see each other."""
 
     def rule(q: Any, spans: Any, causal: Any, window: Any) -> Cost:
@@ -90,9 +90,19 @@ def _attention(label: str, products: float) -> Callable[..., Cost]:
                 np.full(len(position), k_stop - k_start) if not (causal or window) else np.clip(position + 1, 0, None)
             )
             pairs += int(np.minimum(seen, window).sum() if window else seen.sum())
-        return Cost(label, products * 2.0 * pairs * q.shape[1] * q.shape[3], 0.0)
+        return Cost(label, products * 2.0 * pairs * q.shape[1] * q.shape[3], 0.0, precision)
 
     return rule
+
+
+def _attention_forward(precision: str) -> Callable[..., Cost]:
+    rule = _attention("attention, forward", 2, precision)
+    return lambda q, k, v, spans, scale, causal, window, *_: rule(q, spans, causal, window)
+
+
+def _attention_backward(precision: str) -> Callable[..., Cost]:
+    rule = _attention("attention, backward", 5, precision)
+    return lambda d_out, q, k, v, out, lse, spans, scale, causal, window, *_: rule(q, spans, causal, window)
 
 
 def _moved(label: str, arrays: float) -> Callable[..., Cost]:
@@ -134,12 +144,10 @@ _RULES: dict[tuple[str, str], Callable[..., Cost]] = {
     ("feedforward", "feedforward_backward"): lambda d_out, x, w_gate, w_up, *_: _feedforward(
         "feedforward, backward", 2
     )(x, w_gate, w_up),
-    ("attention", "attention_forward"): lambda q, k, v, spans, scale, causal, window, *_: _attention(
-        "attention, forward", 2
-    )(q, spans, causal, window),
-    ("attention", "attention_backward"): lambda d_out, q, k, v, out, lse, spans, scale, causal, window, *_: _attention(
-        "attention, backward", 5
-    )(q, spans, causal, window),
+    ("attention", "attention_forward"): _attention_forward("float32"),
+    ("attention", "attention_backward"): _attention_backward("float32"),
+    ("attention", "attention_forward_bfloat16"): _attention_forward("bfloat16"),
+    ("attention", "attention_backward_bfloat16"): _attention_backward("bfloat16"),
     ("norm", "layernorm_forward"): _moved("normalization", 2),
     ("norm", "layernorm_backward"): _moved("normalization", 4),
     ("norm", "rmsnorm_forward"): _moved("normalization", 2),

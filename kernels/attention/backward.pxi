@@ -8,31 +8,39 @@ cdef enum:
 cdef struct BackwardTile:
     float *weights  # [QUERY_TILE, KEY_TILE]
     float *d_weights  # [QUERY_TILE, KEY_TILE]
-    float *keys_t  # [head_dim, KEY_TILE]
-    float *values_t  # [head_dim, KEY_TILE]
-    float *keys  # [KEY_TILE, dim]
+    float *d_scores  # [GROUP, KEY_TILE], for pairs
+    float *keys_t  # [depth, KEY_TILE]
+    float *values_t  # [depth, KEY_TILE]
+    float *keys  # [KEY_TILE or half of it, dim]
+    float *rounded  # [KEY_TILE, words], for pairs
     float *d_keys  # [KEY_TILE, dim]
     float *d_values  # [KEY_TILE, dim]
-    float *queries  # [QUERY_TILE, dim], times scale
-    float *d_outs  # [QUERY_TILE, dim]
+    float *queries  # [QUERY_TILE, words], times scale
+    float *d_outs  # [QUERY_TILE, words]
+    float *queries_across  # [QUERY_TILE or half of it, dim]: the same for sums over queries
+    float *d_outs_across
     float *d_queries  # [group * nq, dim] when there is one part
 
 
-cdef inline BackwardTile carve_backward(ptrdiff_t dim, ptrdiff_t rows) noexcept nogil:
+cdef inline BackwardTile carve_backward(bint pairs, ptrdiff_t dim, ptrdiff_t rows) noexcept nogil:
     cdef BackwardTile t
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * (2 * QUERY_TILE * KEY_TILE + (5 * KEY_TILE + 2 * QUERY_TILE + rows) * dim)
+        sizeof(float) * ((2 * QUERY_TILE + GROUP) * KEY_TILE + (6 * KEY_TILE + 3 * QUERY_TILE + rows) * dim)
     )
     t.weights = place
     t.d_weights = t.weights + QUERY_TILE * KEY_TILE
-    t.keys_t = t.d_weights + QUERY_TILE * KEY_TILE
+    t.d_scores = t.d_weights + QUERY_TILE * KEY_TILE
+    t.keys_t = t.d_scores + GROUP * KEY_TILE
     t.values_t = t.keys_t + KEY_TILE * dim
     t.keys = t.values_t + KEY_TILE * dim
-    t.d_keys = t.keys + KEY_TILE * dim
+    t.rounded = t.keys + KEY_TILE * dim
+    t.d_keys = t.rounded + KEY_TILE * dim
     t.d_values = t.d_keys + KEY_TILE * dim
     t.queries = t.d_values + KEY_TILE * dim
     t.d_outs = t.queries + QUERY_TILE * dim
-    t.d_queries = t.d_outs + QUERY_TILE * dim
+    t.queries_across = t.d_outs + QUERY_TILE * dim if pairs else t.queries
+    t.d_outs_across = t.queries_across + QUERY_TILE // 2 * dim if pairs else t.d_outs
+    t.d_queries = t.d_outs + 2 * QUERY_TILE * dim
     return t
 
 
@@ -43,15 +51,17 @@ cdef void set_delta(void *argument, ptrdiff_t task) noexcept nogil:
     cdef Span span = span_of(op, task // op.heads)
     cdef float *out
     cdef float *d_out
-    cdef vf total
+    cdef vf total, rounded
     for i in range(span.nq):
         row = span.q_start + i
         out, d_out = row_of(&op.out, span.batch, head, row), row_of(&op.d_out, span.batch, head, row)
         total = vf_zero()
         j = 0
         while j < op.head_dim:
-            total = vf_fma(vf_load_first(out + j, min(VF_WIDTH, op.head_dim - j)),
-                           vf_load_first(d_out + j, min(VF_WIDTH, op.head_dim - j)), total)
+            rounded = vf_load_first(d_out + j, min(VF_WIDTH, op.head_dim - j))
+            if op.pairs:  # as the products of d_out see it, so that delta is still the mean of d_weights
+                rounded = bf16_nearest(rounded)
+            total = vf_fma(vf_load_first(out + j, min(VF_WIDTH, op.head_dim - j)), rounded, total)
             j += VF_WIDTH
         op.delta[(span.batch * op.heads + head) * op.queries + row] = vf_sum(total)
 
@@ -67,7 +77,7 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t group = op.heads // op.kv_heads, member, head, first, count, i
     cdef Span span = span_of(op, task // op.kv_heads % op.sequences)
     cdef ptrdiff_t key = part * op.part_keys, key_end = min(span.nk, key + op.part_keys), keys
-    cdef BackwardTile t = carve_backward(op.dim, group * span.nq if op.parts == 1 else 0)
+    cdef BackwardTile t = carve_backward(op.pairs, op.dim, group * span.nq if op.parts == 1 else 0)
     cdef float *d_queries = t.d_queries  # [group, nq or queries, dim]
     cdef ptrdiff_t d_queries_head = span.nq * op.dim
     if op.parts > 1:
@@ -77,9 +87,9 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
 
     while key < key_end:
         keys = min(KEY_TILE, key_end - key)
-        pack_transposed(row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, op.head_dim, t.keys_t, KEY_TILE)
-        pack_transposed(row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, op.head_dim, t.values_t, KEY_TILE)
-        pack_rows(row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, op.head_dim, 1, t.keys, op.dim)
+        pack_turned(op, row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, t.rounded, t.keys_t)
+        pack_turned(op, row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, t.rounded, t.values_t)
+        pack_across(op, row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, 1, t.keys)
         memset(t.d_keys, 0, sizeof(float) * KEY_TILE * op.dim)
         memset(t.d_values, 0, sizeof(float) * KEY_TILE * op.dim)
         for member in range(group):
@@ -106,12 +116,15 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
 cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
                                ptrdiff_t count, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
     """One tile of queries against the tile of keys in scratch: adds to d_keys, d_values and d_queries [count, dim]."""
-    cdef Range seen = seen_by(op, span, first, count, key, keys)
-    cdef ptrdiff_t dim = op.dim, row = span.q_start + first, i, first_query, query_end
+    cdef Range seen = seen_by(op, span, first, count, key, keys), seeing, words
+    cdef ptrdiff_t dim = op.dim, row = span.q_start + first, i
     if seen.first >= seen.end:
         return
-    pack_rows(row_of(&op.q, span.batch, head, row), op.q.row, count, op.head_dim, op.scale, t.queries, dim)
-    pack_rows(row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, op.head_dim, 1, t.d_outs, dim)
+    pack_along(op, row_of(&op.q, span.batch, head, row), op.q.row, count, op.scale, t.queries)
+    pack_along(op, row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, 1, t.d_outs)
+    if op.pairs:
+        pack_across(op, row_of(&op.q, span.batch, head, row), op.q.row, count, op.scale, t.queries_across)
+        pack_across(op, row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, 1, t.d_outs_across)
     i = 0
     while i < count:
         backward_group(op, span, t, head, first, i, min(GROUP, count - i), key, keys, d_queries)
@@ -119,36 +132,40 @@ cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTi
     # d_values += weights^T d_out; d_keys += d_scores^T (scale q): over the queries that see a group of keys
     i = seen.first // GROUP * GROUP
     while i < seen.end:
-        first_query, query_end = 0, count
+        seeing.first, seeing.end = 0, count
         if op.causal:
-            first_query = max(0, key + i - (span.nk - span.nq) - first)
+            seeing.first = max(0, key + i - (span.nk - span.nq) - first)
         if op.window > 0:
-            query_end = min(count, key + min(i + GROUP, keys) - 1 + op.window - (span.nk - span.nq) - first)
-        if first_query < query_end:
-            multiply_group(t.weights + first_query * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
-                           t.d_outs + first_query * dim, dim, t.d_values + i * dim, dim, dim, query_end - first_query, True)
-            multiply_group(t.d_weights + first_query * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
-                           t.queries + first_query * dim, dim, t.d_keys + i * dim, dim, dim, query_end - first_query, True)
+            seeing.end = min(count, key + min(i + GROUP, keys) - 1 + op.window - (span.nk - span.nq) - first)
+        if seeing.first < seeing.end:
+            words = words_of(op, seeing)
+            multiply_group(op, t.weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
+                           t.d_outs_across + words.first * dim, dim, t.d_values + i * dim, dim, dim,
+                           words.end - words.first, True)
+            multiply_group(op, t.d_weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
+                           t.queries_across + words.first * dim, dim, t.d_keys + i * dim, dim, dim,
+                           words.end - words.first, True)
         i += GROUP
 
 
 cdef inline void backward_group(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
                                 ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries: their weights and d_scores, and what these keys add to d_queries."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen), words = words_of(op, seen)
     cdef ptrdiff_t dim = op.dim, i, place = (span.batch * op.heads + head) * op.queries + span.q_start + first + row
     cdef float *weights
     cdef float *d_weights
+    cdef float *d_scores = t.d_weights + row * KEY_TILE
     cdef float shift
     cdef float kept[KEY_TILE]
     if seen.first >= seen.end:
         return
     # weights = exp(scale q k^T - log_sum_exp)
-    multiply_group(t.queries + row * dim, dim, 1, rows, t.keys_t + wide.first, KEY_TILE,
-                   t.weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.head_dim, False)
+    multiply_group(op, t.queries + row * op.words, op.words, 1, rows, t.keys_t + wide.first, KEY_TILE,
+                   t.weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
     # d_weights = d_out v^T
-    multiply_group(t.d_outs + row * dim, dim, 1, rows, t.values_t + wide.first, KEY_TILE,
-                   t.d_weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.head_dim, False)
+    multiply_group(op, t.d_outs + row * op.words, op.words, 1, rows, t.values_t + wide.first, KEY_TILE,
+                   t.d_weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
     for i in range(rows):
         weights, d_weights = t.weights + (row + i) * KEY_TILE, t.d_weights + (row + i) * KEY_TILE
         hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
@@ -161,9 +178,15 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
         row_d_scores(d_weights, weights, wide, op.delta[place + i])
         if op.drop:
             multiply_row_by(weights, wide, kept)
+        if op.pairs:
+            round_along(d_weights, wide, t.d_scores + i * KEY_TILE)
+    if op.pairs:  # for the sums over queries; GROUP is even, so both of a pair are here
+        d_scores = t.d_scores
+        round_across(t.weights + row * KEY_TILE, rows, wide, t.weights + row // 2 * KEY_TILE)
+        round_across(t.d_weights + row * KEY_TILE, rows, wide, t.d_weights + row // 2 * KEY_TILE)
     # d_queries += d_scores k, still to be scaled
-    multiply_group(t.d_weights + row * KEY_TILE + seen.first, KEY_TILE, 1, rows, t.keys + seen.first * dim, dim,
-                   d_queries + row * dim, dim, dim, seen.end - seen.first, True)
+    multiply_group(op, d_scores + words.first, KEY_TILE, 1, rows, t.keys + words.first * dim, dim, d_queries + row * dim,
+                   dim, dim, words.end - words.first, True)
 
 
 cdef inline void row_d_scores(float *d_weights, const float *weights, Range wide, float delta) noexcept nogil:

@@ -4,9 +4,10 @@ cdef enum:
     FORWARD_QUERIES = 128  # so many share what it costs to pack a tile of keys
 
 cdef struct ForwardTile:
-    float *queries  # [FORWARD_QUERIES, dim], times scale
-    float *keys_t  # [head_dim, KEY_TILE]
-    float *values  # [KEY_TILE, dim]
+    float *queries  # [FORWARD_QUERIES, words], times scale
+    float *keys_t  # [depth, KEY_TILE]
+    float *values  # [KEY_TILE or half of it, dim]
+    float *rounded  # [KEY_TILE, words], for pairs
     float *weights  # [GROUP, KEY_TILE]
     float *blend  # [FORWARD_QUERIES, dim]: the sum of weights times values so far
     float *totals  # [FORWARD_QUERIES, VF_WIDTH]: the sum of weights so far, a part in each lane
@@ -16,12 +17,13 @@ cdef struct ForwardTile:
 cdef inline ForwardTile carve_forward(ptrdiff_t dim) noexcept nogil:
     cdef ForwardTile t
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * ((2 * FORWARD_QUERIES + 2 * KEY_TILE) * dim + GROUP * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
+        sizeof(float) * ((2 * FORWARD_QUERIES + 3 * KEY_TILE) * dim + GROUP * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
     )
     t.queries = place
     t.keys_t = t.queries + FORWARD_QUERIES * dim
     t.values = t.keys_t + KEY_TILE * dim
-    t.weights = t.values + KEY_TILE * dim
+    t.rounded = t.values + KEY_TILE * dim
+    t.weights = t.rounded + KEY_TILE * dim
     t.blend = t.weights + GROUP * KEY_TILE
     t.totals = t.blend + FORWARD_QUERIES * dim
     t.largest = t.totals + FORWARD_QUERIES * VF_WIDTH
@@ -40,7 +42,7 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
     if count <= 0:
         return
     t = carve_forward(op.dim)
-    pack_rows(row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.head_dim, op.scale, t.queries, op.dim)
+    pack_along(op, row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.scale, t.queries)
     memset(t.blend, 0, sizeof(float) * FORWARD_QUERIES * op.dim)
     memset(t.totals, 0, sizeof(float) * FORWARD_QUERIES * VF_WIDTH)
     for i in range(count):
@@ -50,8 +52,8 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
     key_end = visible_end(op, &span, first + count - 1)
     while key < key_end:
         keys = min(KEY_TILE, span.nk - key)
-        pack_transposed(row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, op.head_dim, t.keys_t, KEY_TILE)
-        pack_rows(row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, op.head_dim, 1, t.values, op.dim)
+        pack_turned(op, row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, t.rounded, t.keys_t)
+        pack_across(op, row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, 1, t.values)
         i = 0
         while i < count:
             if i < min(KEY_TILE, key_end - key - KEY_TILE):
@@ -69,7 +71,7 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
 cdef inline void forward_group(const Attention *op, const Span *span, const ForwardTile *t, ptrdiff_t head,
                                ptrdiff_t first, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries against a tile of keys."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen), words = words_of(op, seen)
     cdef ptrdiff_t dim = op.dim, i
     cdef float *weights
     cdef float largest, shift, correction
@@ -77,8 +79,8 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
     if seen.first >= seen.end:
         return
     # scores = scale q k^T
-    multiply_group(t.queries + row * dim, dim, 1, rows, t.keys_t + wide.first, KEY_TILE, t.weights + wide.first,
-                   KEY_TILE, wide.end - wide.first, op.head_dim, False)
+    multiply_group(op, t.queries + row * op.words, op.words, 1, rows, t.keys_t + wide.first, KEY_TILE,
+                   t.weights + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
     # online softmax: when a row's largest score grows, what was summed so far shrinks
     for i in range(rows):
         weights = t.weights + i * KEY_TILE
@@ -95,9 +97,11 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
         if op.drop:
             drop_row(op, span, head, first + row + i, key, kept)
             multiply_row_by(weights, wide, kept)
+        if op.pairs:
+            round_along(weights, wide, weights)
     # blend += weights v
-    multiply_group(t.weights + seen.first, KEY_TILE, 1, rows, t.values + seen.first * dim, dim, t.blend + row * dim, dim,
-                   dim, seen.end - seen.first, True)
+    multiply_group(op, t.weights + words.first, KEY_TILE, 1, rows, t.values + words.first * dim, dim, t.blend + row * dim,
+                   dim, dim, words.end - words.first, True)
 
 
 cdef inline void add_to(float *total, vf value) noexcept nogil:

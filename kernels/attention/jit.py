@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastmixer.kernels.bfloat16 import round_bfloat16
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.jit_exp import exp_float32
 from fastmixer.kernels.philox import keep_scale, keep_threshold
@@ -14,7 +15,7 @@ MINUS_INFINITY = np.float32(-np.inf)
 ZERO = np.float32(0)
 
 
-def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
+def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, rounded=False):
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     tiles = int(-(-(spans[:, 2] - spans[:, 1]).max(initial=0) // QUERY_TILE))
     options = (
@@ -26,13 +27,15 @@ def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out,
         # the last tiles of a causal sequence are the longest: they go first
         tile, rest = tiles - 1 - index % tiles, index // tiles
         sequence, head = divmod(rest, heads)
-        _forward_tile(q, k, v, spans, sequence, head, head // group, tile * QUERY_TILE, options, out, log_sum_exp)
+        _forward_tile(
+            q, k, v, spans, sequence, head, head // group, tile * QUERY_TILE, options, rounded, out, log_sum_exp
+        )
 
     parallel_for(task, len(spans) * heads * tiles)
 
 
 @compiled
-def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, out, log_sum_exp):
+def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, rounded, out, log_sum_exp):
     scale, causal, window, drop, seed, threshold, keep = options
     b, q_start, q_stop, k_start, k_stop = spans[sequence]
     nq, nk, dim = q_stop - q_start, k_stop - k_start, q.shape[3]
@@ -70,6 +73,8 @@ def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, out, 
             total[i] += _exponentials(row, shift)
             if drop:
                 _drop_row(row, seed, key, first + i, head, sequence, threshold, keep)
+            if rounded:
+                _round_row(row)
             # blend += weights v
             _blend_row(row[:keys], value_tile, blend[i], False)
         key += KEY_TILE
@@ -83,7 +88,7 @@ def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, out, 
 
 
 def attention_backward(
-    d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v
+    d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, rounded=False
 ):
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     options = (
@@ -93,13 +98,17 @@ def attention_backward(
 
     def task(index):
         sequence, kv_head = divmod(index, kv_heads)
-        _backward_head(d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, delta, d_q, d_k, d_v)
+        _backward_head(
+            d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, rounded, delta, d_q, d_k, d_v
+        )
 
     parallel_for(task, len(spans) * kv_heads)
 
 
 @compiled
-def _backward_head(d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, delta, d_q, d_k, d_v):
+def _backward_head(
+    d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, rounded, delta, d_q, d_k, d_v
+):
     scale, causal, window, drop, seed, threshold, keep = options
     b, q_start, q_stop, k_start, k_stop = spans[sequence]
     nq, nk, dim = q_stop - q_start, k_stop - k_start, q.shape[3]
@@ -141,6 +150,9 @@ def _backward_head(d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, g
                 _d_scores(d_weights, weights, delta[b, head, q_start + i], scale)
                 if drop:
                     _drop_row(weights, seed, key, i, head, sequence, threshold, keep)
+                if rounded:
+                    _round_row(weights)
+                    _round_row(d_weights)
                 # d_values += weights^T d_out; d_keys += d_scores^T q; d_queries += d_scores k
                 for j in range(max(0, start), end):
                     _add_scaled(d_values[j], d_row, weights[j])
@@ -154,6 +166,25 @@ def _backward_head(d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, g
         for i in range(nq):
             for j in range(dim):
                 d_q[b, kv_head * group + member, q_start + i, j] = d_queries[member, i, j]
+
+
+# ---- in bfloat16: Numba has no bfloat16 product, so what products read is rounded and multiplied in float32 ----
+
+
+def attention_forward_bfloat16(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
+    q, k, v = round_bfloat16(q * np.float32(scale)), round_bfloat16(k), round_bfloat16(v)
+    attention_forward(q, k, v, spans, 1.0, causal, window, dropout, seed, out, log_sum_exp, True)
+
+
+def attention_backward_bfloat16(
+    d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v
+):
+    q, k, v = round_bfloat16(q * np.float32(scale)), round_bfloat16(k), round_bfloat16(v)
+    attention_backward(
+        round_bfloat16(d_out), q, k, v, out, log_sum_exp, spans, 1.0, causal, window, dropout, seed, delta, d_q, d_k, d_v,
+        True,
+    )  # fmt: skip
+    d_q *= np.float32(scale)
 
 
 # ---- rows ----
@@ -230,6 +261,17 @@ def _exponentials(row, shift):
     for j in range(KEY_TILE):
         total += row[j]
     return total
+
+
+@compiled
+def _round_row(row):
+    """To the nearest bfloat16, ties to even, as round_bfloat16 does; no weight is NaN unless all its row is."""
+    bits = row.view(np.uint32)
+    for j in range(len(row)):
+        if row[j] == row[j]:
+            bits[j] = (bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) & np.uint32(
+                0xFFFF0000
+            )
 
 
 @compiled

@@ -1,6 +1,7 @@
 """Attention in Cython: tiles of queries meet tiles of keys in a thread's scratch. Shapes and meaning: reference.py.
 
-sight.pxi: which keys a query sees, one row of scores; forward.pxi: online softmax over tiles of keys; backward.pxi:
+With pairs, the small products multiply pairs of bfloat16: what they read is rounded as it is packed, the weights and their
+gradients as they are made; all else is float32. sight.pxi: which keys a query sees, one row of scores; forward.pxi: online softmax over tiles of keys; backward.pxi:
 d_k, d_v by the task that owns the keys. Every number has one writer and one order of sums, whatever the threads.
 Source of the tiles: Dao et al. 2022 (arXiv 2205.14135).
 """
@@ -15,14 +16,25 @@ from fastmixer.kernels.philox import keep_scale, keep_threshold
 cdef extern from "attention/tile.h" nogil:
     enum: VALUE_ROWS
     vf vf_only(vf x, ptrdiff_t first, ptrdiff_t end)
-    void multiply_group(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
+    void multiply_floats(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
+                         float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
+    void multiply_pairs(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
                         float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
     void pack_rows(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float factor, float *out,
                    ptrdiff_t out_stride)
     void pack_transposed(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
                          ptrdiff_t out_stride)
+    void pack_neighbours(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float factor, float *out,
+                         ptrdiff_t out_stride)
+    void pack_couples(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float factor, float *out,
+                      ptrdiff_t out_stride)
     void copy_row(float *out, const float *row, ptrdiff_t count)
     void ask_for_rows(const float *rows, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t width)
+
+cdef extern from "bfloat16.h" nogil:
+    vf bf16_nearest(vf x)
+    vf bf16_neighbours(vf a, vf b)
+    vf bf16_couples(vf first, vf second)
 
 cdef extern from "philox.h" nogil:
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
@@ -32,12 +44,29 @@ include "attention/forward.pxi"
 include "attention/backward.pxi"
 
 
-def attention_forward(const float[:, :, :, :] q, const float[:, :, :, :] k, const float[:, :, :, :] v,
-                      const int64_t[:, ::1] spans, double scale, bint causal, ptrdiff_t window, double dropout,
-                      uint64_t seed, float[:, :, :, :] out, float[:, :, ::1] log_sum_exp):
+def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
+    forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, False)
+
+
+def attention_forward_bfloat16(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
+    forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, True)
+
+
+def attention_backward(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v):
+    backward(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, False)
+
+
+def attention_backward_bfloat16(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q,
+                                d_k, d_v):
+    backward(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, True)
+
+
+cdef int forward(const float[:, :, :, :] q, const float[:, :, :, :] k, const float[:, :, :, :] v, const int64_t[:, ::1] spans,
+                 double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed, float[:, :, :, :] out,
+                 float[:, :, ::1] log_sum_exp, bint pairs) except -1:
     cdef Attention op
     memset(&op, 0, sizeof(op))
-    set_options(&op, q, k, spans, scale, causal, window, dropout, seed)
+    set_options(&op, q, k, spans, scale, causal, window, dropout, seed, pairs)
     op.q, op.k, op.v, op.out = view_of(q), view_of(k), view_of(v), view_of(out)
     op.log_sum_exp = &log_sum_exp[0, 0, 0]
     op.query_tiles = tiles_of_longest(spans, 1, FORWARD_QUERIES)
@@ -45,17 +74,17 @@ def attention_forward(const float[:, :, :, :] q, const float[:, :, :, :] k, cons
         pool_run(forward_tile, &op, op.sequences * op.heads * op.query_tiles)
 
 
-def attention_backward(const float[:, :, :, :] d_out, const float[:, :, :, :] q, const float[:, :, :, :] k,
-                       const float[:, :, :, :] v, const float[:, :, :, :] out, const float[:, :, ::1] log_sum_exp,
-                       const int64_t[:, ::1] spans, double scale, bint causal, ptrdiff_t window, double dropout,
-                       uint64_t seed, float[:, :, ::1] delta, float[:, :, :, :] d_q, float[:, :, :, :] d_k,
-                       float[:, :, :, :] d_v):
+cdef int backward(const float[:, :, :, :] d_out, const float[:, :, :, :] q, const float[:, :, :, :] k,
+                  const float[:, :, :, :] v, const float[:, :, :, :] out, const float[:, :, ::1] log_sum_exp,
+                  const int64_t[:, ::1] spans, double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed,
+                  float[:, :, ::1] delta, float[:, :, :, :] d_q, float[:, :, :, :] d_k, float[:, :, :, :] d_v,
+                  bint pairs) except -1:
     cdef Attention op
     cdef ptrdiff_t key_tiles, part_tiles, owners = spans.shape[0] * k.shape[1]
     if q.shape[0] == 0 or q.shape[2] == 0 or k.shape[2] == 0 or owners == 0:
-        return  # nothing looked at anything: the face has zeroed what there is
+        return 0  # nothing looked at anything: the face has zeroed what there is
     memset(&op, 0, sizeof(op))
-    set_options(&op, q, k, spans, scale, causal, window, dropout, seed)
+    set_options(&op, q, k, spans, scale, causal, window, dropout, seed, pairs)
     op.q, op.k, op.v, op.out, op.d_out = view_of(q), view_of(k), view_of(v), view_of(out), view_of(d_out)
     op.d_q, op.d_k, op.d_v = view_of(d_q), view_of(d_k), view_of(d_v)
     op.log_sum_exp, op.delta = <float *>&log_sum_exp[0, 0, 0], &delta[0, 0, 0]

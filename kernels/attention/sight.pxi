@@ -26,6 +26,8 @@ cdef struct Attention:
     uint64_t seed
     uint32_t threshold
     float keep
+    bint pairs  # products of pairs of bfloat16, each pair a word; otherwise words are floats
+    ptrdiff_t depth, words  # words that a row of head_dim takes, and those padded to full vectors
 
 
 # One sequence: where it stands, and how many queries face how many keys.
@@ -50,7 +52,8 @@ cdef inline float *row_of(View *view, ptrdiff_t batch, ptrdiff_t head, ptrdiff_t
 
 
 cdef int set_options(Attention *op, const float[:, :, :, :] q, const float[:, :, :, :] k, const int64_t[:, ::1] spans,
-                     double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed) except -1:
+                     double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed,
+                     bint pairs) except -1:
     op.spans, op.sequences = &spans[0, 0] if spans.shape[0] > 0 else NULL, spans.shape[0]
     op.batch, op.heads, op.queries, op.head_dim = q.shape[0], q.shape[1], q.shape[2], q.shape[3]
     op.kv_heads = k.shape[1]
@@ -58,6 +61,8 @@ cdef int set_options(Attention *op, const float[:, :, :, :] q, const float[:, :,
     op.scale, op.causal, op.window = scale, causal or window > 0, window
     op.drop, op.seed = dropout > 0, seed
     op.threshold, op.keep = keep_threshold(dropout), keep_scale(dropout)
+    op.pairs, op.depth = pairs, (op.head_dim + 1) // 2 if pairs else op.head_dim
+    op.words = (op.depth + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
     return 0
 
 
@@ -98,6 +103,75 @@ cdef inline Range whole_vectors(Range columns) noexcept nogil:
     wide.first = columns.first // VF_WIDTH * VF_WIDTH
     wide.end = (columns.end + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
     return wide
+
+
+# ---- words: floats or pairs ----
+
+cdef inline Range words_of(const Attention *op, Range items) noexcept nogil:
+    """The words that hold these columns or rows; the other half of a pair is zero or meets a weight of zero."""
+    if op.pairs:
+        items.first, items.end = items.first // 2, (items.end + 1) // 2
+    return items
+
+
+cdef inline void multiply_group(const Attention *op, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows,
+                                const float *b, ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t columns,
+                                ptrdiff_t depth, bint add) noexcept nogil:
+    if op.pairs:
+        multiply_pairs(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
+    else:
+        multiply_floats(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
+
+
+cdef inline void pack_along(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor,
+                            float *out) noexcept nogil:
+    """out [count, words]: rows times factor, for products that add up over head_dim."""
+    if op.pairs:
+        pack_neighbours(x, stride, count, op.head_dim, factor, out, op.words)
+    else:
+        pack_rows(x, stride, count, op.head_dim, factor, out, op.words)
+
+
+cdef inline void pack_across(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor,
+                             float *out) noexcept nogil:
+    """out [count or count / 2, dim]: the same rows for products that add up over them."""
+    if op.pairs:
+        pack_couples(x, stride, count, op.head_dim, factor, out, op.dim)
+    else:
+        pack_rows(x, stride, count, op.head_dim, factor, out, op.dim)
+
+
+cdef inline void pack_turned(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float *rounded,
+                             float *out) noexcept nogil:
+    """out [depth, KEY_TILE]: pack_along's rows as columns; rounded [KEY_TILE, words] is scratch."""
+    if op.pairs:
+        pack_neighbours(x, stride, count, op.head_dim, 1, rounded, op.words)
+        pack_transposed(rounded, op.words, count, op.depth, out, KEY_TILE)
+    else:
+        pack_transposed(x, stride, count, op.head_dim, out, KEY_TILE)
+
+
+cdef inline void round_along(const float *row, Range wide, float *out) noexcept nogil:
+    """Columns of a row as pairs of neighbours, at their places in out; out may be row."""
+    cdef ptrdiff_t j = wide.first
+    while j + VF_WIDTH < wide.end:
+        vf_store(out + j // 2, bf16_neighbours(vf_load(row + j), vf_load(row + j + VF_WIDTH)))
+        j += 2 * VF_WIDTH
+    if j < wide.end:
+        vf_store_first(out + j // 2, bf16_neighbours(vf_load(row + j), vf_zero()), VF_WIDTH // 2)
+
+
+cdef inline void round_across(const float *rows, ptrdiff_t count, Range wide, float *out) noexcept nogil:
+    """Rows [count, KEY_TILE] as pairs of one number of each of two rows, [count / 2, KEY_TILE]; out may be at or before rows."""
+    cdef ptrdiff_t i = 0, j
+    cdef vf second
+    while i < count:
+        j = wide.first
+        while j < wide.end:
+            second = vf_load(rows + (i + 1) * KEY_TILE + j) if i + 1 < count else vf_zero()
+            vf_store(out + i // 2 * KEY_TILE + j, bf16_couples(vf_load(rows + i * KEY_TILE + j), second))
+            j += VF_WIDTH
+        i += 2
 
 
 # ---- one row of a tile of scores, columns wide.first..wide.end-1 ----

@@ -1,16 +1,18 @@
 """Attention: every implementation against the float64 reference, over masks, packed sequences, dropout and layouts."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import FEW_ULP, assert_close_to_float64
+from tolerances import BFLOAT16_BLEND, BFLOAT16_GRADIENT, FEW_ULP, assert_close_to_float64
 
 from fastmixer.kernels import threads
 from fastmixer.kernels.attention import reference
+from fastmixer.kernels.bfloat16 import round_bfloat16
 from fastmixer.kernels.philox import attention_words, keep_scale, keep_threshold
 from fastmixer.kernels.select import kernel_module
 
@@ -351,6 +353,65 @@ def test_threads_do_not_show_in_the_bits(kernel, case):
         for name in other:
             assert np.array_equal(results[0][name], other[name]), name
     assert_equals_reference(results[0], case)
+
+
+# ---- products in bfloat16 ----
+
+
+def in_bfloat16(kernel):
+    return SimpleNamespace(
+        attention_forward=kernel.attention_forward_bfloat16, attention_backward=kernel.attention_backward_bfloat16
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(queries=130, keys=130, head_dim=64, causal=True),
+        Case(queries=130, keys=131, head_dim=33, causal=True),
+        Case(batch=2, heads=4, kv_heads=2, queries=7, keys=65, head_dim=5),
+        Case(queries=131, keys=200, head_dim=80, window=3, causal=True),
+        Case(queries=130, keys=65, head_dim=1, window=64, causal=True),
+        Case(queries=65, keys=129, head_dim=16, dropout=0.2, seed=3),
+        PACKED._replace(causal=True, dropout=0.3),
+    ],
+)
+def test_bfloat16_equals_the_reference(kernel, case):
+    """Gradients of the reference's own forward, as its few roundings that fall otherwise would weigh more than the rest."""
+    exact, plain = inputs(case, np.float64), inputs(case)
+    truth = run(in_bfloat16(reference), case, *exact)
+    saved = [truth[name].astype(np.float32) for name in ("out", "log_sum_exp")]
+    found = run(in_bfloat16(kernel), case, *plain)
+    options = (spans_of(case), case.head_dim**-0.5, case.causal, case.window, case.dropout, case.seed)
+    gradients = [poisoned(array) for array in plain[:3]]
+    delta = np.full(saved[1].shape, np.nan, np.float32)
+    kernel.attention_backward_bfloat16(plain[3], *plain[:3], *saved, *options, delta, *gradients)
+    found.update(zip(("d_q", "d_k", "d_v"), gradients, strict=True))
+    for name in truth:
+        seen = np.isfinite(truth[name])
+        assert np.array_equal(found[name][~seen], truth[name][~seen].astype(np.float32)), name
+        error = np.linalg.norm(found[name][seen] - truth[name][seen])
+        share = BFLOAT16_BLEND if name == "out" else BFLOAT16_GRADIENT
+        assert error <= share * np.linalg.norm(truth[name][seen]), f"{name} of {case}"
+
+
+def test_bfloat16_rounds_what_the_products_read(kernel):
+    case = Case(heads=2, kv_heads=2, queries=70, keys=70, window=1, causal=True)
+    q, k, v, d_out = inputs(case)
+    found = run(in_bfloat16(kernel), case, q, k, v, d_out)
+    assert np.array_equal(found["out"], round_bfloat16(v)) and np.array_equal(found["d_v"], round_bfloat16(d_out))
+    scores = (round_bfloat16(q * np.float32(0.25)).astype(np.float64) * round_bfloat16(k)).sum(axis=-1)
+    np.testing.assert_allclose(found["log_sum_exp"], scores, rtol=0, atol=FEW_ULP * ULP * np.abs(scores).max())
+
+
+def test_bfloat16_has_the_same_bits_on_any_number_of_threads(kernel):
+    case = PACKED._replace(causal=True, dropout=0.1)
+    results = []
+    for count in (1, 2, 4):
+        threads.set_threads(count)
+        results.append(run(in_bfloat16(kernel), case, *inputs(case)))
+    for other in results[1:]:
+        assert all(np.array_equal(results[0][name], other[name]) for name in other)
 
 
 @st.composite

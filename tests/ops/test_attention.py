@@ -324,6 +324,16 @@ def test_errors_of_options(arrays, option, value, kind, problem):
         raises(kind, message, attention_backward, d_out, q, k, v, *saved, **{option: value})
 
 
+def test_errors_of_precision(arrays):
+    q, k, v, d_out = arrays
+    saved = q, np.zeros(q.shape[:3], np.float32)
+    message = "precision must be one of 'float32', 'bfloat16'; got 'float16'"
+    raises(ValueError, f"attention: {message}", attention, q, k, v, precision="float16")
+    raises(
+        ValueError, f"attention_backward: {message}", attention_backward, d_out, q, k, v, *saved, precision="float16"
+    )
+
+
 def test_errors_of_packed_sequences(rng, arrays):
     q, k, v, _ = make(rng, queries=7, keys=7, batch=1)
     raises(
