@@ -93,11 +93,11 @@ def attention_backward(
 
 
 def attention_forward_bfloat16(*arguments):
-    attention_forward(*arguments, rounded=_rounded)
+    attention_forward(*arguments, _rounded)
 
 
 def attention_backward_bfloat16(*arguments):
-    attention_backward(*arguments, rounded=_rounded)
+    attention_backward(*arguments, _rounded)
 
 
 def _rounded(x):
