@@ -16,6 +16,8 @@ from fastmixer.weights.placed import PlacedTensors, check_places
 from fastmixer.weights.stored import StoredTensor
 from fastmixer.weights.strict_json import Fields, read_object
 
+FIRST_ORG = "sentence-transformers"  # whose models are known by their names alone
+
 
 @dataclass
 class EncoderSource:
@@ -40,7 +42,8 @@ def is_encoder_folder(folder: str | Path) -> bool:
 def open_encoder(
     path_or_name: str | Path, *, offline: bool | None = None, revision: str | None = None
 ) -> EncoderSource:
-    """The encoder in a folder, or of a name "org/name" on huggingface.co (see hub.download for offline and revision).
+    """The encoder in a folder, or of a name on huggingface.co: "org/name", or "name" alone of sentence-transformers' own
+    (see hub.download for offline and revision).
 
     Raises FileNotFoundError that names the missing file, or ValueError that names file, field and value; for names also
     ConnectionError and PermissionError.
@@ -48,10 +51,11 @@ def open_encoder(
     folder, name = Path(path_or_name), str(path_or_name)
     if folder.is_dir():
         name = folder.resolve().name
-    elif isinstance(path_or_name, Path) or not is_hub_name(name):
-        raise FileNotFoundError(f"{name} does not exist (expected an encoder's folder, or org/name)")
     else:
-        folder = download(name, offline=offline, revision=revision)
+        full = name if "/" in name else f"{FIRST_ORG}/{name}"
+        if isinstance(path_or_name, Path) or not is_hub_name(full):
+            raise FileNotFoundError(f"{name} does not exist (expected an encoder's folder, or org/name)")
+        folder = download(full, offline=offline, revision=revision)
     inner = transformer_folder(folder)
     values, where = read_object(inner / CONFIG), str(inner / CONFIG)
     config = read_encoder_config(values, where)

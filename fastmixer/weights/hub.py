@@ -7,6 +7,7 @@ from pathlib import Path
 FILES = [
     "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*/*.json", "[0-9]_*/*.safetensors",
 ]  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
