@@ -92,12 +92,16 @@ def attention_backward(
 # ---- in bfloat16: what the products read is rounded; sums and softmax are not ----
 
 
-def attention_forward_bfloat16(*arguments):
-    attention_forward(*arguments, _rounded)
+def attention_forward_bfloat16(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
+    attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, _rounded)
 
 
-def attention_backward_bfloat16(*arguments):
-    attention_backward(*arguments, _rounded)
+def attention_backward_bfloat16(
+    d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v
+):
+    attention_backward(
+        d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, _rounded
+    )
 
 
 def _rounded(x):

@@ -31,7 +31,7 @@ cdef struct Rows:
     float *m
     float *v
     float *accumulator
-    ptrdiff_t count, dim
+    ptrdiff_t count, dim, positions
     float rate, epsilon, beta1, beta2, correction, keep
 
 
@@ -111,21 +111,37 @@ cdef void sort_by_row(const int64_t *ids, ptrdiff_t n, int64_t num_rows, int64_t
 def scatter_gradient(const float[:, ::1] d_out, const int64_t[::1] order, const int64_t[::1] starts, float[:, ::1] d_rows):
     cdef Rows r
     r.source, r.order, r.starts, r.out = &d_out[0, 0], &order[0], &starts[0], &d_rows[0, 0]
-    r.count, r.dim = d_rows.shape[0], d_rows.shape[1]
+    r.count, r.dim, r.positions = d_rows.shape[0], d_rows.shape[1], order.shape[0]
     with nogil:
         run_rows(scatter_block, &r)
 
 
 cdef void scatter_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef Rows *r = <Rows *>argument
-    cdef ptrdiff_t row, stop = block_stop(r, task)
+    cdef ptrdiff_t row, j
+    cdef ptrdiff_t whole = r.dim // VF_WIDTH * VF_WIDTH
+    cdef const float *next
+    cdef float *out
+    for row in range(task * ROW_BLOCK, block_stop(r, task)):
+        out = r.out + row * r.dim
+        # the row that the next one begins with is asked for line by line, while this one is written past the caches
+        next = r.source + r.order[min(r.starts[row + 1], r.positions - 1)] * r.dim
+        j = 0
+        while j < whole:
+            prefetch_row(next + j)
+            vf_stream(out + j, sum_of_rows(r, row, j, VF_WIDTH))
+            j += VF_WIDTH
+        if j < r.dim:
+            vf_store_first(out + j, sum_of_rows(r, row, j, r.dim - j), r.dim - j)
+
+
+cdef inline vf sum_of_rows(const Rows *r, ptrdiff_t row, ptrdiff_t column, ptrdiff_t lanes) noexcept nogil:
+    """A vector of the sum of a row's occurrences, in their order."""
     cdef int64_t i
-    for row in range(task * ROW_BLOCK, stop):
-        if row + AHEAD < stop:
-            prefetch_row(r.source + r.order[r.starts[row + AHEAD]] * r.dim)
-        memcpy(r.out + row * r.dim, r.source + r.order[r.starts[row]] * r.dim, sizeof(float) * r.dim)
-        for i in range(r.starts[row] + 1, r.starts[row + 1]):
-            add_row(r.out + row * r.dim, r.source + r.order[i] * r.dim, r.dim)
+    cdef vf total = load_part(r.source + r.order[r.starts[row]] * r.dim + column, lanes)
+    for i in range(r.starts[row] + 1, r.starts[row + 1]):
+        total = vf_add(total, load_part(r.source + r.order[i] * r.dim + column, lanes))
+    return total
 
 
 def add_rows(float[:, ::1] target, const int64_t[::1] rows, const float[:, ::1] values):
