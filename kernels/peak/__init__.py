@@ -23,7 +23,7 @@ STREAMS = ("read", "update")
 
 def measured_peak_flops(precision: str = "float32") -> float:
     """Fused multiply-adds per second on the current number of threads, as FLOP/s (two an FMA); cached. precision
-    "bfloat16": those of its dot product."""
+    "bfloat16", "int8": those of their dot products."""
     return _peak_flops(get_threads(), precision)
 
 
@@ -36,7 +36,8 @@ def measured_bandwidth(stream: str = "read") -> float:
 def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> float:
     """One fresh probe of FLOP/s, not cached: for benchmarks that interleave probe and kernel.
 
-    precision "bfloat16": of its dot product, added up in float32; without instructions for it, of float32.
+    precision "bfloat16": of its dot product, added up in float32; without instructions for it, of float32. "int8": of
+    dot products of 8-bit integers, as this processor's kernels add them up.
     """
     probe = _flops_probe(precision)
     sink = np.zeros(get_threads(), np.float32)
@@ -73,6 +74,8 @@ def probe_bandwidth(data: np.ndarray | None = None, stream: str = "read") -> flo
 
 def _flops_probe(precision: str) -> Callable[[np.ndarray, int], float]:
     probes = _probes()
+    if precision == "int8":
+        return probes.int8_rounds
     rounded = precision == "bfloat16" and probes.__name__.endswith("bf16")
     return probes.bfloat16_rounds if rounded else probes.fma_rounds
 

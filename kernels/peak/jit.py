@@ -30,6 +30,26 @@ def fma_rounds(sink, rounds):
 
 
 @compiled
+def _dot_task(a, b, sums, rounds):
+    for _ in range(rounds):
+        for i in range(PEAK_SUMS):
+            sums[i] += np.int16(a[i]) * np.int16(b[i])
+
+
+def int8_rounds(sink, rounds):
+    """As fma_rounds, with products of 8-bit integers added up in 32 bits."""
+    ones = np.ones(PEAK_SUMS, np.int8)
+
+    def task(index):
+        sums = np.zeros(PEAK_SUMS, np.int32)
+        _dot_task(ones, ones, sums, rounds)
+        sink[index] = sums.sum()
+
+    parallel_for(task, len(sink))
+    return 2.0 * PEAK_SUMS * rounds * len(sink)
+
+
+@compiled
 def _read_task(block):
     total = np.float32(0)
     for i in range(len(block)):

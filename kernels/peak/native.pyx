@@ -8,6 +8,7 @@ include "vec.pxi"
 cdef extern from *:
     """
     #include "bfloat16.h"
+    #include "packed/dot.h"
     #include "vec.h"
     /* Twelve independent sums hide the latency of the multiply-add; without fast-math no round can be folded. */
     #define PEAK_SUMS 12
@@ -20,9 +21,32 @@ cdef extern from *:
         for (int i = 0; i < PEAK_SUMS; i++) total = vf_add(total, sums[i]);
         return vf_sum(total);
     }
+    /* The compiler must not know that x stays as it is: without VNNI it would multiply once and add forever. */
+    #if defined(__x86_64__)
+    #define PEAK_HIDE(x) __asm__ volatile("" : "+x"(x))
+    #else
+    #define PEAK_HIDE(x) __asm__ volatile("" : "+m"(x))
+    #endif
+    VEC_INLINE float peak_dot_rounds(long rounds) {
+        vi sums[PEAK_SUMS], numbers = vi_set(0x01010101), x = vi_set(0x01010101);
+        for (int i = 0; i < PEAK_SUMS; i++) sums[i] = vi_set(i);
+        for (long round = 0; round < rounds; round++) {
+            PEAK_HIDE(x);
+            for (int i = 0; i < PEAK_SUMS; i++) {
+    #if !defined(__AVX512VNNI__)
+                PEAK_HIDE(x);
+    #endif
+                sums[i] = vi_dot(sums[i], numbers, x);
+            }
+        }
+        float total = 0;
+        for (int i = 0; i < PEAK_SUMS; i++) total += (float)vi_sum(sums[i]);
+        return total;
+    }
     """
     enum: PEAK_SUMS
     float peak_rounds(int pairs, long rounds) noexcept nogil
+    float peak_dot_rounds(long rounds) noexcept nogil
 
 
 cdef struct FmaTask:
@@ -38,6 +62,11 @@ cdef void fma_task(void *argument, ptrdiff_t task) noexcept nogil:
 cdef void pairs_task(void *argument, ptrdiff_t task) noexcept nogil:
     cdef FmaTask *probe = <FmaTask *>argument
     probe.sink[task] = peak_rounds(1, probe.rounds)
+
+
+cdef void dot_task(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef FmaTask *probe = <FmaTask *>argument
+    probe.sink[task] = peak_dot_rounds(probe.rounds)
 
 
 def fma_rounds(float[::1] sink, long rounds):
@@ -60,6 +89,17 @@ def bfloat16_rounds(float[::1] sink, long rounds):
     with nogil:
         pool_run(pairs_task, &probe, tasks)
     return 4.0 * VF_WIDTH * PEAK_SUMS * rounds * tasks
+
+
+def int8_rounds(float[::1] sink, long rounds):
+    """As fma_rounds, with products of 8-bit integers in fours, as kernels/packed/dot.h adds them up."""
+    cdef FmaTask probe
+    cdef ptrdiff_t tasks = sink.shape[0]
+    probe.rounds = rounds
+    probe.sink = &sink[0]
+    with nogil:
+        pool_run(dot_task, &probe, tasks)
+    return 8.0 * VF_WIDTH * PEAK_SUMS * rounds * tasks
 
 
 cdef enum:

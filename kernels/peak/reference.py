@@ -16,6 +16,15 @@ def fma_rounds(sink, rounds):
     return 2.0 * SIDE**3 * repeats
 
 
+def int8_rounds(sink, rounds):
+    """Dot products of 8-bit integers, added up in 32 bits; returns the operations."""
+    ones = np.ones(SIDE * SIDE, np.int8)
+    repeats = max(1, round(rounds * len(sink) / SIDE**2))
+    for _ in range(repeats):
+        sink[:] = np.einsum("i,i->", ones, ones, dtype=np.int32)
+    return 2.0 * SIDE**2 * repeats
+
+
 def read_memory(data, sink):
     """Read data: float32 [n] once; returns the bytes read."""
     sink[:] = data.sum()
