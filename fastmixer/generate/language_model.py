@@ -3,7 +3,7 @@
 Any number of threads and coroutines may use one model; their sequences share its steps. Knows nothing of files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -148,9 +148,13 @@ class LanguageModel:
             done += len(chunk)
         return out
 
-    def perplexity(self, text: Prompt, *, window: int | None = None, stride: int | None = None) -> float:
+    def perplexity(
+        self, text: Prompt, *, window: int | None = None, stride: int | None = None,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> float:  # fmt: skip
         """exp of the mean cross-entropy, in nats, of all tokens but the first. A text longer than window (None: the context)
-        is read in windows that begin every stride (None: half a window) tokens; each token counts once."""
+        is read in windows that begin every stride (None: half a window) tokens; each token counts once.
+        progress is called with the number of tokens of each chunk that is done."""
         window = self.config.context if window is None else check_integer("perplexity", "window", window, at_least=2)
         if window > self.config.context:
             raise ValueError(f"perplexity: window must be <= {self.config.context}, the model's context; got {window}")
@@ -160,7 +164,7 @@ class LanguageModel:
         ids = self._ids("perplexity", text, "text")
         if len(ids) < 2:
             raise ValueError(f"perplexity: text must have at least two tokens; got {len(ids)}")
-        return measure.perplexity(self.decoder, ids, window, stride, self.scheduler.cache_dtype)
+        return measure.perplexity(self.decoder, ids, window, stride, self.scheduler.cache_dtype, progress)
 
     # ---- the model itself ----
 

@@ -3,7 +3,7 @@
 Each call has pages of its own, so that it can run beside generation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,13 @@ def chunks_of_logits(decoder: Any, ids: np.ndarray, dtype: str, wanted_from: int
             yield logits
 
 
-def perplexity(decoder: Any, ids: np.ndarray, window: int, stride: int, dtype: str) -> float:
+def perplexity(
+    decoder: Any, ids: np.ndarray, window: int, stride: int, dtype: str,
+    progress: Callable[[int], object] = lambda done: None,
+) -> float:  # fmt: skip
     """exp of the mean cross-entropy, in nats, of all ids (int64 [tokens]) but the first. Windows of so many tokens begin
     every stride tokens; each token counts in the first window that holds it, so all but those of the first window have at
-    least window - stride tokens before them."""
+    least window - stride tokens before them. progress is called with each chunk's number of tokens."""
     total, counted = 0.0, 1  # ids[:counted] are done
     start = 0
     while counted < len(ids):
@@ -44,6 +47,7 @@ def perplexity(decoder: Any, ids: np.ndarray, window: int, stride: int, dtype: s
             targets = ids[place : place + len(logits)]
             total += float(_losses(logits, targets).sum())
             place += len(logits)
+            progress(len(logits))
         counted = end
         start += stride
     return float(np.exp(total / (len(ids) - 1)))

@@ -8,6 +8,7 @@ page computes the rest of that page itself. Knows nothing of what pages hold.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -161,3 +162,9 @@ def most_pages(tokens: int, window: int, chunk: int) -> int:
     """Pages that a sequence of so many tokens holds at most, of a group with this window, if it grows by up to chunk."""
     total = -(-tokens // PAGE)
     return min(total, (window - 1 + chunk + PAGE - 2) // PAGE + 1) if window else total
+
+
+def sequence_bytes(shape: Any, chunk: int, dtype: str) -> int:
+    """Bytes of the pages that one sequence as long as the context holds at most. shape: a Decoder, or the Plan of one."""
+    pages = [most_pages(shape.config.context, window, chunk) for window in shape.windows]
+    return sum(count * shape.page_bytes(group, dtype) for group, count in enumerate(pages))

@@ -46,12 +46,8 @@ class Decoder:
         module = kernels("decoder")
         self._packing = kernel_module("packed", implementation("decoder"))
         layer_windows = _layer_windows(self.config)
-        self._group_of = [int(window > 0 and 0 in layer_windows) for window in layer_windows]
-        groups = max(self._group_of) + 1
-        self.windows = tuple(
-            next(w for w, g in zip(layer_windows, self._group_of, strict=True) if g == group) for group in range(groups)
-        )
-        self._layers_per_group = tuple(self._group_of.count(group) for group in range(groups))
+        self._group_of = _groups_of(layer_windows)
+        self.windows, self._layers_per_group = cache_groups(self.config)
         with self._bar(progress) as self._progress:
             self.spec = self._make_spec(layer_windows)
         del self._progress
@@ -75,8 +71,7 @@ class Decoder:
 
     def page_bytes(self, group: int, dtype: str = "bfloat16") -> int:
         """Bytes of one page of a group."""
-        row = self.config.head_dim * np.dtype(DTYPES[dtype]).itemsize + (4 if dtype == "int8" else 0)
-        return 2 * self._layers_per_group[group] * self.config.kv_heads * PAGE * row
+        return page_bytes(self.config, self._layers_per_group[group], dtype)
 
     def forward(
         self,
@@ -280,6 +275,25 @@ def spec_bytes(spec: Any) -> int:
 
     add(spec)
     return sum(found.values())
+
+
+def cache_groups(config: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(how many positions a token sees, 0: all; the number of layers) of each group of layers."""
+    windows = _layer_windows(config)
+    group_of = _groups_of(windows)
+    groups = range(max(group_of) + 1)
+    return tuple(windows[group_of.index(group)] for group in groups), tuple(group_of.count(group) for group in groups)
+
+
+def page_bytes(config: ModelConfig, layers: int, dtype: str) -> int:
+    """Bytes of one page of so many layers."""
+    row = config.head_dim * np.dtype(DTYPES[dtype]).itemsize + (4 if dtype == "int8" else 0)
+    return 2 * layers * config.kv_heads * PAGE * row
+
+
+def _groups_of(windows: list[int]) -> list[int]:
+    """The group of each layer: those with a window stand apart if others see everything."""
+    return [int(window > 0 and 0 in windows) for window in windows]
 
 
 def _layer_windows(config: ModelConfig) -> list[int]:
