@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "model": {"weights", "text", "data", "ops", "kernels"},
     "generate": {"model", "text", "ops", "kernels"},
     "embed": {"model", "weights", "text", "ops", "kernels"},
-    "opening": {"generate", "model", "weights"},
+    "opening": {"embed", "generate", "model", "weights", "ops", "kernels"},
     "train": {"model", "weights", "text", "data", "ops", "kernels"},
     "config_report": {"kernels"},
     "bench": {"opening", "generate", "train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},

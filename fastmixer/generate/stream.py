@@ -3,9 +3,8 @@
 Knows nothing of what the pieces come from but that a scheduler advances it.
 """
 
-import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastmixer.generate.options import Generation
 from fastmixer.generate.scheduler import Scheduler
@@ -141,6 +140,8 @@ class Waiter:
     """Lets a coroutine wait for sequences that a thread of the scheduler drives; begins them."""
 
     def __init__(self, scheduler: Scheduler, sequences: list[Sequence]):
+        import asyncio  # 50 ms that nobody else needs
+
         loop, self._event = asyncio.get_running_loop(), asyncio.Event()
         for sequence in sequences:
             sequence.listener = _listener(loop, self._event, sequence)
@@ -156,7 +157,7 @@ class Waiter:
             await self._event.wait()
 
 
-def _listener(loop: asyncio.AbstractEventLoop, event: asyncio.Event, sequence: Sequence) -> Callable[[], None]:
+def _listener(loop: Any, event: Any, sequence: Sequence) -> Callable[[], None]:
     def tell() -> None:
         try:
             loop.call_soon_threadsafe(event.set)
