@@ -1,6 +1,7 @@
 """From the hidden states of a sentence's tokens to its one vector. Knows nothing of encoders."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,11 +21,19 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def _mean(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    return np.add.reduceat(hidden, starts[:-1], axis=0) / np.diff(starts).astype(np.float32)[:, None]
+    return _reduced(np.add, hidden, starts) / np.diff(starts).astype(np.float32)[:, None]
 
 
 def _max(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    return np.maximum.reduceat(hidden, starts[:-1], axis=0)
+    return _reduced(np.maximum, hidden, starts)
+
+
+def _reduced(function: np.ufunc, hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """float32 [sequences, dim]: function over the tokens of each. (One reduceat over all takes four times as long.)"""
+    out = np.empty((len(starts) - 1, hidden.shape[1]), np.float32)
+    for row, (start, stop) in zip(out, pairwise(starts.tolist()), strict=True):
+        function.reduce(hidden[start:stop], axis=0, out=row)
+    return out
 
 
 def _first(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
