@@ -44,7 +44,8 @@ class Transformer:
     parameters: all weights and gradients in two flat buffers with named views; tokenizer: what text goes through in
     generate, stream and nearest_tokens (None: ids only). dtype "float64" runs on the NumPy reference alone, for gradient
     checks. precision "bfloat16": products of weights and of attention are in bfloat16, added up in float32; weights,
-    gradients and all else stay float32. Where no instructions for it run, it warns and takes float32, unless force_precision is set.
+    gradients and all else stay float32. Where no instructions for it run, it warns and takes float32, unless
+    force_precision is set.
     sparse_embedding (untied heads only): the embedding's gradient is made of the rows that occurred, and AdamW updates no
     others: less to do where batches are small and vocabularies large. checkpoint_activations (an attribute too,
     free to change between steps): of each layer only the input is kept until backward, which runs its forward again: more
