@@ -1,46 +1,112 @@
-"""`fastmixer generate`: a model folder goes on from a prompt. Knows only how to ask and to print."""
+"""`fastmixer generate`: a model goes on from a prompt. Knows only how to ask and to print."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fastmixer.cli import options
 
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
 
 @click.command("generate")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("prompt", default="")
-@click.option("--max-new-tokens", "-n", type=int, default=128, show_default=True, help="At most so many tokens.")
-@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest every time.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Only the k likeliest (0: all).")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Only the likeliest that make up this part.")
+@click.argument("model")
+@click.argument("prompt", required=False)
 @click.option(
-    "--min-p", type=float, default=0.0, show_default=True, help="Only those this likely beside the likeliest."
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    help="Read the prompt from this file (default: PROMPT; - is stdin).",
 )
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option("--seed", type=int, help="The same seed writes the same text (default: a new one).")
-@click.option("--stop", multiple=True, help="End before this text (may be given several times).")
+@click.option("--max-new-tokens", "-n", type=int, default=128, show_default=True, help="At most so many tokens.")
+@click.option("--samples", "n", type=int, default=1, show_default=True, help="So many texts, one after another.")
+@options.sampling
+@click.option(
+    "--logprobs", type=int, help="Also print log-probabilities, with those of so many others (default: none)."
+)
 @click.option("--stats", is_flag=True, help="Print tokens a second at the end.")
-@options.threads
-def generate(folder: Path, prompt: str, stop: tuple[str, ...], stats: bool, **choices: object) -> None:
-    """Let the model in FOLDER (a training run, or what model.save wrote) go on from PROMPT.
+@options.loading
+def generate(
+    model: str,
+    prompt: str | None,
+    prompt_file: Path | None,
+    stats: bool,
+    weights: str,
+    cache: str,
+    context: int | None,
+    offline: bool,
+    **choices: Any,
+) -> None:
+    """Let MODEL go on from PROMPT: a .gguf file, a folder (Hugging Face's or ours), a training run, or org/name.
+
+    Without a PROMPT it begins a text of its own.
 
     \b
     Examples:
       fastmixer generate runs/book "Alice was"
-      fastmixer generate runs/book "Alice was" --temperature 0 --max-new-tokens 40
+      fastmixer generate model.gguf "The capital of France is" --temperature 0 -n 40 --stats
+      fastmixer generate model.gguf --prompt-file book.txt --context 4096 --cache int8
+      echo "Once upon a time" | fastmixer generate model.gguf -
     """
-    from fastmixer.opening import load
+    given = options.given(choices)
+    prompt = _prompt(prompt, prompt_file)
 
-    pieces = load(folder).stream(prompt, stop=stop or None, **choices)
-    click.echo(prompt, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+    opened = options.load_language_model(model, weights, cache, context, offline)
+    begin: Any = _beginning(opened) if prompt is None else prompt
+    if given["n"] > 1:
+        results = opened.generate(begin, return_details=True, **given)
+        for number, details in enumerate(results, 1):
+            click.echo(f"--- {number} ---\n{prompt or ''}{details.text}")
+    else:
+        results = [_write(opened.stream(begin, **given), prompt or "")]
+    for details in results:
+        if details.logprobs is not None and opened.tokenizer is not None:
+            click.echo(_table(details.logprobs, opened.tokenizer))
     if stats:
-        details = pieces.details
-        read, wrote = details.prefill_tokens_per_second, details.decode_tokens_per_second
-        click.echo(
-            f"{len(details.tokens)} tokens, end: {details.finish_reason}; read {read:,.0f}, wrote {wrote:,.0f} tokens/s",
-            err=True,
-        )
+        for details in results:
+            click.echo(options.figures(details), err=True)
+    if not results[-1].finish_reason:
+        sys.exit(INTERRUPTED)
+
+
+def _prompt(prompt: str | None, path: Path | None) -> str | None:
+    if path is not None and prompt is not None:
+        raise click.UsageError("give PROMPT or --prompt-file, not both")
+    if prompt == "-":
+        return options.text_from_stdin(sys.stdin.buffer.read())
+    if path is None:
+        return prompt
+
+    from fastmixer.text.files import read_text
+
+    return read_text(path)
+
+
+def _beginning(model: Any) -> list[int]:
+    """What stands before a text of the model's own: the token that begins one, or that ends the one before."""
+    if model.tokenizer is None:
+        raise ValueError(f"generate: {model.name} has no tokenizer")
+    return [model.tokenizer.end_id if model.tokenizer.begin_id is None else model.tokenizer.begin_id]
+
+
+def _write(pieces: Any, prompt: str) -> Any:
+    """Print a stream as it comes, behind its prompt; what came of it, also if Ctrl-C ended it."""
+    with pieces:
+        try:
+            click.echo(prompt, nl=False)
+            for piece in pieces:
+                click.echo(piece, nl=False)
+        except KeyboardInterrupt:
+            pieces.close()
+        click.echo()
+        return pieces.details
+
+
+def _table(logprobs: list[Any], tokenizer: Any) -> str:
+    """A line for each token: its log-probability, and the likeliest in its place."""
+    rows = []
+    for one in logprobs:
+        others = "  ".join(f"{tokenizer.id_to_token(i)!r} {value:.3f}" for i, value in one.top)
+        rows.append(f"{one.logprob:9.3f}  {tokenizer.id_to_token(one.token)!r:<16}  {others}".rstrip())
+    return "\n".join(rows)

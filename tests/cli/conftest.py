@@ -12,12 +12,12 @@ TRAIN = [
 ]  # fmt: skip
 
 
-def run(*arguments):
+def run(*arguments, stdin=None):
     """The click result of `fastmixer arguments...`: .output is stdout and stderr as a terminal shows them."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
-@pytest.fixture(name="run")
+@pytest.fixture(name="run", scope="session")
 def run_fixture():
     return run
 

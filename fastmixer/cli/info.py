@@ -1,0 +1,190 @@
+"""`fastmixer info`: what a model is made of and will take, without loading it. Knows only how to ask and print."""
+
+import json
+from dataclasses import asdict
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastmixer.cli import options
+
+if TYPE_CHECKING:
+    from fastmixer.text import Tokenizer
+    from fastmixer.weights.source import ModelSource
+
+
+@click.command("info")
+@click.argument("model")
+@click.option("--tensors", "list_tensors", is_flag=True, help="Also list every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@options.loading
+def info(
+    model: str, list_tensors: bool, as_json: bool, weights: str, cache: str, context: int | None, offline: bool
+) -> None:
+    """Print what MODEL (a .gguf file, a folder, a training run, or org/name) is made of, and the memory it will need.
+
+    \b
+    Examples:
+      fastmixer info model.gguf
+      fastmixer info model.gguf --context 2048 --cache int8 --weights int8
+      fastmixer info runs/book --tensors
+    """
+    from fastmixer.weights.source import open_source
+
+    source = open_source(model, context=context, offline=offline or None)
+    found = _report(source, weights, cache)
+    if list_tensors:
+        found["tensors"]["list"] = _tensors(source, found.pop("kinds"))
+    found.pop("kinds", None)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for name, text in _lines(found):
+        click.echo(f"{name:<13}{text}")
+    for tensor in found["tensors"].get("list", []):
+        shape = " x ".join(f"{n:,}" for n in tensor["shape"])
+        kept = tensor["kept"] or ""
+        click.echo(
+            f"  {tensor['name']:<40} {tensor['type']:<7} {shape:>16} {options.size(tensor['bytes']):>12}  {kept}"
+        )
+
+
+def _report(source: "ModelSource", weights: str, cache: str) -> dict[str, Any]:
+    from fastmixer.generate.memory import available_memory
+    from fastmixer.generate.pages import sequence_bytes
+    from fastmixer.generate.scheduler import CHUNK
+    from fastmixer.kernels.decoder.pages import DTYPES
+    from fastmixer.model.plan import plan
+    from fastmixer.ops.checks import check_choice
+
+    check_choice("info", "cache", cache, tuple(DTYPES))
+    planned = plan(source, weights)
+    config = source.config
+    cache_bytes = sequence_bytes(planned, CHUNK, cache)
+    types: dict[str, dict[str, int]] = {}
+    for tensor in source.tensors.values():
+        entry = types.setdefault(tensor.type.name, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += tensor.nbytes
+    return {
+        "name": source.name,
+        "path": str(source.path),
+        "architecture": {"name": _architecture(source), **asdict(config)},
+        "parameters": sum(prod(tensor.shape) for tensor in source.tensors.values()),
+        "context": config.context,
+        "tensors": {
+            "count": len(source.tensors),
+            "bytes": sum(entry["bytes"] for entry in types.values()),
+            "types": dict(sorted(types.items(), key=lambda pair: -pair[1]["bytes"])),
+        },
+        "weights": {"asked": weights, "matrices": planned.matrices, "bytes": planned.weight_bytes},
+        "cache": {"dtype": cache, "tokens": config.context, "bytes": cache_bytes},
+        "memory": {"needed": planned.weight_bytes + cache_bytes, "available": available_memory()},
+        "tokenizer": None if source.tokenizer is None else _tokenizer(source.tokenizer),
+        "generation": dict(source.generation),
+        "kinds": planned.kinds,
+    }
+
+
+def _architecture(source: "ModelSource") -> str:
+    """What the model's file calls it."""
+    from fastmixer.weights.folder import CONFIG
+    from fastmixer.weights.gguf import GGUFFile
+    from fastmixer.weights.strict_json import read_object
+
+    if source.path.is_dir():
+        return str(read_object(source.path / CONFIG)["model_type"])
+    return str(GGUFFile(source.path).metadata["general.architecture"])
+
+
+def _tokenizer(tokenizer: "Tokenizer") -> dict[str, Any]:
+    def piece(token_id: int) -> dict[str, Any]:
+        return {"id": token_id, "piece": tokenizer.id_to_token(token_id)}
+
+    return {
+        "kind": tokenizer.kind,
+        "pieces": tokenizer.vocab_size,
+        "begin": None if tokenizer.begin_id is None else piece(tokenizer.begin_id),
+        "adds_begin": tokenizer.adds_begin,
+        "end": [piece(token_id) for token_id in sorted(tokenizer.end_ids)],
+        "special": len(tokenizer.special_ids),
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def _tensors(source: "ModelSource", kinds: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "type": tensor.type.name,
+            "shape": list(tensor.shape),
+            "bytes": tensor.nbytes,
+            "kept": kinds.get(name),
+        }
+        for name, tensor in source.tensors.items()
+    ]
+
+
+# ---- as text ----
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    size = options.size
+    tensors, weights, cache, memory = (found[name] for name in ("tensors", "weights", "cache", "memory"))
+    types = ", ".join(f"{one['count']} {name} ({size(one['bytes'])})" for name, one in tensors["types"].items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in weights["matrices"].items())
+    available = memory["available"]
+    fits = ""
+    if available is not None:
+        fits = f", {size(available)} available"
+        if memory["needed"] > available:
+            fits += ": NOT ENOUGH; try a smaller --context, --cache int8 or --weights int4"
+    advice = ", ".join(f"{name} {value:g}" for name, value in found["generation"].items())
+    return [
+        ("model", found["name"]),
+        ("path", found["path"]),
+        *_architecture_lines(found["architecture"]),
+        ("parameters", f"{found['parameters']:,}"),
+        ("context", f"{found['context']:,} tokens"),
+        ("tensors", f"{tensors['count']}, {size(tensors['bytes'])}: {types}"),
+        ("weights", f"{weights['asked']}: matrices {kinds}; {size(weights['bytes'])}"),
+        ("cache", f"{cache['dtype']}: {size(cache['bytes'])} for {cache['tokens']:,} tokens"),
+        ("memory", f"{size(memory['needed'])} needed{fits}"),
+        ("tokenizer", _tokenizer_line(found["tokenizer"])),
+        *([("advised", advice)] if advice else []),
+    ]
+
+
+def _architecture_lines(a: dict[str, Any]) -> list[tuple[str, str]]:
+    attention = f"{a['heads']} heads of {a['head_dim']}"
+    if a["kv_heads"] != a["heads"]:
+        attention += f", {a['kv_heads']} of keys and values"
+    if a["qk_norm"]:
+        attention += ", normalized queries and keys"
+    if a["window"]:
+        local = a["local_layers"] or (True,) * a["layers"]
+        attention += f", window {a['window']:,} in {sum(local)} of {a['layers']} layers"
+    if a["attention_softcap"]:
+        attention += f", scores capped at {a['attention_softcap']:g}"
+    positions = a["positions"]
+    if positions == "rotary":
+        positions += f" (base {a['rotary_base']:,g}{', scaled' if a['rotary_factors'] else ''})"
+    gate = "gated " if a["gated"] else ""
+    return [
+        ("architecture", f"{a['name']}: {a['layers']} layers of width {a['dim']:,}, vocabulary {a['vocab']:,}"),
+        ("attention", f"{attention}; positions: {positions}"),
+        ("feedforward", f"{a['hidden']:,} wide, {gate}{a['activation']}; {a['norm']}{', biases' if a['bias'] else ''}"),
+        ("head", "the embedding" if a["tied_head"] else "of its own"),
+    ]
+
+
+def _tokenizer_line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none: prompts must be ids, from Python"
+    begin = found["begin"]
+    text = f"{found['kind']}, {found['pieces']:,} pieces, {found['special']} of them special"
+    if begin is not None:
+        text += f"; begin {begin['piece']!r} ({begin['id']}{'' if found['adds_begin'] else ', not added'})"
+    text += "; end " + ", ".join(f"{one['piece']!r} ({one['id']})" for one in found["end"])
+    return text + ("; chat template" if found["chat_template"] else "; no chat template")
