@@ -7,6 +7,8 @@ import click
 
 from fastmixer.cli import options
 
+MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvino"
+
 
 @click.command("bench")
 @click.argument("op", nargs=-1)
@@ -19,8 +21,13 @@ from fastmixer.cli import options
 )
 @click.option(
     "--against",
-    help="Instead: ours beside others, interleaved: a comma list of torch, openblas-avx2, machine, numba; or all "
-    "(default: none).",
+    help="Instead: ours beside others, interleaved: a comma list of torch, openblas-avx2, machine, numba, and of "
+    "engines that write text: llama.cpp, openvino; or all (default: none).",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of generate and of engines: a quantized .gguf file (default: SmolLM2-135M-Instruct, downloaded once).",
 )
 @click.option("--long", is_flag=True, help="Instead, or after --against: time per token at 1024 and 4096 tokens.")
 @click.option(
@@ -47,6 +54,7 @@ def bench(
     against: str | None,
     long: bool,
     markdown: Path | None,
+    model: Path | None,
 ) -> None:
     """Time all ops, or each OP, in NumPy, Numba and Cython, interleaved, over the measured peak.
 
@@ -59,11 +67,18 @@ def bench(
       fastmixer bench step --long        a step's time per token at 1024 and 4096 tokens, and attention's part of it
       fastmixer bench --against torch    attention, embedding, head and steps beside PyTorch's (some ten minutes)
       fastmixer bench --against openblas-avx2,machine    matrix products: of OpenBLAS' speed, and of the peak
+      fastmixer bench generate           text: sequences together, and long context, beside one short sequence
+      fastmixer bench --against llama.cpp,openvino    reading prompts and writing text beside other engines
       fastmixer bench --against all --long --markdown benchmarks/RESULTS.md    everything, as a page
     """
     if against is not None:
-        _against(op, against, rounds, long, markdown)
+        _against(op, against, rounds, long, markdown, model)
         return
+    if op == ("generate",):
+        _inference((), rounds, markdown, model)
+        return
+    if model is not None:
+        raise click.UsageError(MODEL_OF)
     if markdown is not None:
         raise click.UsageError("--markdown writes what --against measures: give both")
     if long:
@@ -117,14 +132,29 @@ def _long(op: tuple[str, ...]) -> None:
     click.echo(long.table(long.measure()))
 
 
-def _against(op: tuple[str, ...], peers: str, rounds: int, with_long: bool, path: Path | None) -> None:
+def _against(
+    op: tuple[str, ...], peers: str, rounds: int, with_long: bool, path: Path | None, model: Path | None
+) -> None:
     from fastmixer.bench import against, long
     from fastmixer.bench.isolated import run_isolated
     from fastmixer.bench.peers import PEERS, find_peer, peer_names
     from fastmixer.config_report import config_report
     from fastmixer.kernels.select import implementation
 
-    modules = {name: find_peer(name) for name in peer_names(peers)}
+    names = peer_names(peers)
+    modules = {name: find_peer(name) for name in names if not PEERS[name].is_engine}
+    engines = tuple(name for name in names if PEERS[name].is_engine)
+    for name in engines:
+        find_peer(name)
+    if not modules:
+        if with_long or op not in ((), ("generate",)):
+            raise click.UsageError("--against llama.cpp or openvino is of generate alone")
+        _inference(engines, rounds, path, model)
+        return
+    if model is not None:
+        raise click.UsageError(MODEL_OF)
+    if engines:
+        raise click.UsageError(f"{', '.join(engines)}: compare them apart from {', '.join(modules)}")
     found = {name: module.comparisons() for name, module in modules.items()}
     groups = list(dict.fromkeys(one.group for comparisons in found.values() for one in comparisons))
     found = {name: [one for one in comparisons if not op or one.group in op] for name, comparisons in found.items()}
@@ -154,4 +184,24 @@ def _against(op: tuple[str, ...], peers: str, rounds: int, with_long: bool, path
     if path is not None:
         more = "" if growth is None else long.markdown(growth)
         path.write_text(against.markdown(outcomes, about, more), encoding="utf-8")
+        click.echo(f"\nresults written to {path}")
+
+
+def _inference(engines: tuple[str, ...], rounds: int, path: Path | None, model: Path | None) -> None:
+    from fastmixer.bench import inference, inference_table
+    from fastmixer.bench.model_files import SMOLLM2, cached_model
+    from fastmixer.config_report import config_report
+
+    report = config_report(measure=False)
+    run = inference.Bench(model or cached_model(SMOLLM2), engines, min(rounds, inference.ROUNDS))
+    about = {"processor": report["processor"], "threads": str(run.threads), "python": report["python"]}
+    click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + f", {run.path.name}\n")
+    click.echo(inference_table.HEADER)
+    rows = []
+    for one in run.rows():
+        rows.append(one)
+        click.echo(inference_table.row(one))
+    click.echo("\n" + inference_table.footer(run))
+    if path is not None:
+        path.write_text(inference_table.markdown(rows, run, about), encoding="utf-8")
         click.echo(f"\nresults written to {path}")

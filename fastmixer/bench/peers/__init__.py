@@ -16,11 +16,13 @@ Prepare = Callable[[], Callable[[], object]]
 @dataclass(frozen=True)
 class Peer:
     """module: in this package; install: how to get it; environment: variables that both sides must start with, so that
-    the peer is measured in a process of its own."""
+    the peer is measured in a process of its own. is_engine: it writes text; its module has versions() and an Engine
+    (fastmixer/bench/inference.py compares them)."""
 
     module: str
     install: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_engine: bool = False
 
 
 AVX2 = {"FASTMIXER_KERNELS": "native", "FASTMIXER_ISA": "x86_64_v3", "OPENBLAS_CORETYPE": "Haswell"}
@@ -30,6 +32,8 @@ PEERS = {
     "openblas-avx2": Peer("openblas_avx2", "install NumPy's wheel for Linux: pip install numpy", AVX2),
     "machine": Peer("machine"),
     "numba": Peer("numba_step"),
+    "llama.cpp": Peer("llama_peer", "pip install xllamacpp", is_engine=True),
+    "openvino": Peer("openvino_peer", "pip install openvino-genai", is_engine=True),
 }
 
 
@@ -62,8 +66,13 @@ def find_peer(name: str) -> ModuleType:
 
 
 def peer_names(text: str) -> list[str]:
-    """The names of a comma list, each once; "all": every one that is known."""
+    """The names of a comma list, each once; "all": every one that is known but the
+    engines, which are compared apart."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ValueError(f"bench: --against must be of {', '.join(PEERS)}, or all; got {text!r}")
-    return list(dict.fromkeys(known for name in names for known in (PEERS if name == "all" else [name])))
+    return list(dict.fromkeys(known for name in names for known in (_all() if name == "all" else [name])))
+
+
+def _all() -> list[str]:
+    return [name for name, peer in PEERS.items() if not peer.is_engine]
