@@ -287,10 +287,12 @@ def load_sentence_model(
     *,
     offline: bool | None = None,
     revision: str | None = None,
+    name: str | None = None,
     progress: bool = True,
 ) -> SentenceModel:
     """The model in an encoder's folder, or of a name "org/name"; see open_encoder for what is opened and raised."""
-    return SentenceModel(open_encoder(path_or_name, offline=offline, revision=revision), weights, progress=progress)
+    source = open_encoder(path_or_name, offline=offline, revision=revision, name=name)
+    return SentenceModel(source, weights, progress=progress)
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

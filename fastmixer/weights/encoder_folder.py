@@ -40,21 +40,25 @@ def is_encoder_folder(folder: str | Path) -> bool:
 
 
 def open_encoder(
-    path_or_name: str | Path, *, offline: bool | None = None, revision: str | None = None
+    path_or_name: str | Path,
+    *,
+    offline: bool | None = None,
+    revision: str | None = None,
+    name: str | None = None,
 ) -> EncoderSource:
     """The encoder in a folder, or of a name on huggingface.co: "org/name", or "name" alone of sentence-transformers' own
-    (see hub.download for offline and revision).
+    (see hub.download for offline and revision). name: what it is called in errors (None: as it was asked for).
 
     Raises FileNotFoundError that names the missing file, or ValueError that names file, field and value; for names also
     ConnectionError and PermissionError.
     """
-    folder, name = Path(path_or_name), str(path_or_name)
+    folder, asked = Path(path_or_name), str(path_or_name)
     if folder.is_dir():
-        name = folder.resolve().name
+        asked = folder.resolve().name
     else:
-        full = name if "/" in name else f"{FIRST_ORG}/{name}"
+        full = asked if "/" in asked else f"{FIRST_ORG}/{asked}"
         if isinstance(path_or_name, Path) or not is_hub_name(full):
-            raise FileNotFoundError(f"{name} does not exist (expected an encoder's folder, or org/name)")
+            raise FileNotFoundError(f"{asked} does not exist (expected an encoder's folder, or org/name)")
         folder = download(full, offline=offline, revision=revision)
     inner = transformer_folder(folder)
     values, where = read_object(inner / CONFIG), str(inner / CONFIG)
@@ -65,7 +69,7 @@ def open_encoder(
     places = encoder_places(architecture, config, ENCODERS[architecture].padding_rows)
     check_places(places, files.shapes(), files.where, architecture)
     return EncoderSource(
-        name=name, path=inner, config=config, tensors=PlacedTensors(places, files.tensor),
+        name=name or asked, path=inner, config=config, tensors=PlacedTensors(places, files.tensor),
         recipe=read_recipe(folder, config.dim), score_activation=_score_activation(Fields(values, where)),
     )  # fmt: skip
 

@@ -427,6 +427,7 @@ def test_a_name_alone_is_one_of_sentence_transformers(monkeypatch):
     monkeypatch.setattr("fastmixer.weights.encoder_folder.download", download)
     assert open_encoder("all-MiniLM-L6-v2", offline=True).name == "all-MiniLM-L6-v2"
     assert open_encoder("BAAI/bge-small-en", revision="v1").name == "BAAI/bge-small-en"
+    assert open_encoder(TINY / "bert", name="called so").name == "called so"
     assert asked == [
         ("sentence-transformers/all-MiniLM-L6-v2", {"offline": True, "revision": None}),
         ("BAAI/bge-small-en", {"offline": None, "revision": "v1"}),
