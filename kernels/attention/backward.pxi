@@ -70,6 +70,13 @@ cdef inline float *d_q_part(const Attention *op, ptrdiff_t part, ptrdiff_t batch
     return op.d_q_parts + (((part * op.batch + batch) * op.heads + head) * op.queries + row) * op.dim
 
 
+cdef inline ptrdiff_t first_query_of(const Attention *op, const Span *span, ptrdiff_t part) noexcept nogil:
+    """The first query that sees keys of this part; those before it have no sums there (in part 0, which all begin with, zeros)."""
+    if op.causal and part > 0:
+        return max(0, min(span.nq, part * op.part_keys - (span.nk - span.nq)))
+    return 0
+
+
 cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     """d_k, d_v of a part of the keys of one kv head in one sequence, and what they add to d_q."""
     cdef Attention *op = <Attention *>argument
@@ -79,11 +86,11 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t key = part * op.part_keys, key_end = min(span.nk, key + op.part_keys), keys
     cdef BackwardTile t = carve_backward(op.pairs, op.dim, group * span.nq if op.parts == 1 else 0)
     cdef float *d_queries = t.d_queries  # [group, nq or queries, dim]
-    cdef ptrdiff_t d_queries_head = span.nq * op.dim
+    cdef ptrdiff_t d_queries_head = span.nq * op.dim, unseen = first_query_of(op, &span, part)
     if op.parts > 1:
         d_queries, d_queries_head = d_q_part(op, part, span.batch, kv_head * group, span.q_start), op.queries * op.dim
     for member in range(group):
-        memset(d_queries + member * d_queries_head, 0, sizeof(float) * span.nq * op.dim)
+        memset(d_queries + member * d_queries_head + unseen * op.dim, 0, sizeof(float) * (span.nq - unseen) * op.dim)
 
     while key < key_end:
         keys = min(KEY_TILE, key_end - key)
@@ -117,7 +124,7 @@ cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTi
                                ptrdiff_t count, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
     """One tile of queries against the tile of keys in scratch: adds to d_keys, d_values and d_queries [count, dim]."""
     cdef Range seen = seen_by(op, span, first, count, key, keys), seeing, words
-    cdef ptrdiff_t dim = op.dim, row = span.q_start + first, i
+    cdef ptrdiff_t dim = op.dim, row = span.q_start + first, i, ahead
     if seen.first >= seen.end:
         return
     pack_along(op, row_of(&op.q, span.batch, head, row), op.q.row, count, op.scale, t.queries)
@@ -127,6 +134,10 @@ cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTi
         pack_across(op, row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, 1, t.d_outs_across)
     i = 0
     while i < count:
+        ahead = min(first + QUERY_TILE + i, span.nq - GROUP)
+        if ahead > first:
+            ask_for_rows(row_of(&op.q, span.batch, head, span.q_start + ahead), op.q.row, GROUP, op.head_dim)
+            ask_for_rows(row_of(&op.d_out, span.batch, head, span.q_start + ahead), op.d_out.row, GROUP, op.head_dim)
         backward_group(op, span, t, head, first, i, min(GROUP, count - i), key, keys, d_queries)
         i += GROUP
     # d_values += weights^T d_out; d_keys += d_scores^T (scale q): over the queries that see a group of keys
@@ -207,6 +218,8 @@ cdef void add_parts(void *argument, ptrdiff_t task) noexcept nogil:
     for i in range(first, min(first + QUERY_TILE, span.nq)):
         total = d_q_part(op, 0, span.batch, head, span.q_start + i)
         for part in range(1, op.parts):
+            if i < first_query_of(op, &span, part):
+                break
             more = d_q_part(op, part, span.batch, head, span.q_start + i)
             j = 0
             while j < op.dim:
