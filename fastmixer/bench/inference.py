@@ -164,7 +164,7 @@ def _product_limit(bench: Bench, opened: dict[str, Any], speed: float) -> str:
 
 def _beside_llama(bench: Bench) -> Iterator[Row]:
     four = converted(bench.path, "Q4_0")
-    kind = bench.path.suffixes[-2][1:] if len(bench.path.suffixes) > 1 else "same file"
+    kind = _type_in_name(bench.path)
     files = {kind: bench.path, "Q4_0": four}
     workers = {OURS: bench.start(OURS, bench.path, bench.threads)}
     workers["avx2"] = bench.start(OURS, bench.path, bench.threads, level=AVX2)
@@ -191,11 +191,17 @@ def _beside_llama(bench: Bench) -> Iterator[Row]:
             against = {mode: values for mode, values in theirs.items() if mode.startswith(kind)}
             yield Row(f"{name}, llama.cpp on {kind}", "tokens/s", ours, against, target, limit(opened, ours))
         # A build that goes beyond AVX2 cannot be held to it: then there is nothing to reach.
-        target = None if "AVX512" in bench.versions[LLAMA] else 1.2
-        yield Row(f"{name}, ours held to AVX2", "tokens/s", held, theirs, target, limit(avx2, held))
+        reach = None if "AVX512" in bench.versions[LLAMA] else 1.2
+        yield Row(f"{name}, ours held to AVX2", "tokens/s", held, theirs, reach, limit(avx2, held))
     bench.remarks.append(_python_share(found[OURS]))
     bench.remarks.append(_texts(found, next(iter(modes)), bench))
     bench.remarks += _clocks(found)
+
+
+def _type_in_name(path: Path) -> str:
+    """What stands before .gguf, as in model.Q4_1.gguf; told apart from the file that is written as Q4_0."""
+    kind = Path(path.stem).suffix[1:] or "the file"
+    return f"own {kind}" if kind == "Q4_0" else kind
 
 
 def _python_share(answers: list[dict[str, Any]]) -> str:

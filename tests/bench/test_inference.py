@@ -1,5 +1,7 @@
 """Reading and writing beside other engines: jobs, rows, pages, and a worker over a tiny model of its own."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 from random_models import random_source
@@ -74,6 +76,11 @@ def test_workers_take_turns_and_the_first_round_does_not_count(tiny, monkeypatch
     assert [row.target for row in rows] == [3.0, 0.45, 0.6]
     assert rows[0].ours == [80.0, 80.0] and rows[0].ratio == 8 and rows[1].ratio == 1
     assert rows[0].limit.startswith("0 of ") and rows[0].limit.endswith(" GOP/s") and "GB/s" in rows[1].limit
+
+
+def test_files_are_named_by_their_type():
+    names = ("SmolLM2.Q4_1.gguf", "SmolLM2-1.7B.Q4_0.gguf", "plain.gguf")
+    assert [inference._type_in_name(Path(name)) for name in names] == ["Q4_1", "own Q4_0", "the file"]
 
 
 def test_limits_are_bytes_and_operations_of_a_token(tmp_path):
