@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+from tiny_encoders import TINY, write_tokenizer
 
 
 def test_seeds_and_stats(run, trained):
@@ -137,3 +138,13 @@ def test_many_samples_and_their_log_probabilities(run, trained):
     rows = [line for line in lines if re.match(r" +-\d+\.\d{3}  '", line)]
     assert 2 <= len(rows) <= 6 and all(len(re.findall(r"-?\d\.\d{3}", row)) == 3 for row in rows)
     assert result.stderr.count("tokens/s") == 2
+
+
+def test_an_encoder_writes_no_text(run, tmp_path):
+    folder = tmp_path / "bert"
+    shutil.copytree(TINY / "bert", folder)
+    write_tokenizer(folder)
+    for command in (["generate", folder, "hello"], ["chat", folder]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {folder} is an encoder, which writes no text; from Python, ")
