@@ -195,6 +195,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_the_program(smollm2_path):
         assert terminal.wait_for(r"\(stopped\)\r\n> $") < 0.2
         terminal.send("/stats\n")
         terminal.wait_for(r"tokens, end: interrupted; .*\r\n.*of 2,048 tokens of context.*\r\n> $")
+        time.sleep(0.3)  # readline shows the prompt a moment before it minds signals
         os.kill(terminal.process.pid, signal.SIGINT)
         terminal.wait_for(r"\(Ctrl-D or /exit ends\)\r\n> $")
         terminal.send("And then?\n")
