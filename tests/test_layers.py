@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "generate": {"model", "text", "ops", "kernels"},
     "embed": {"model", "weights", "text", "ops", "kernels"},
     "opening": {"embed", "generate", "model", "weights", "ops", "kernels"},
-    "train": {"model", "weights", "text", "data", "ops", "kernels"},
+    "train": {"embed", "model", "weights", "text", "data", "ops", "kernels"},
     "config_report": {"kernels"},
     "bench": {"opening", "generate", "train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},
     "chart": set(),

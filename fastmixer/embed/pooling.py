@@ -21,7 +21,7 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def _mean(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    return _reduced(np.add, hidden, starts) / np.diff(starts).astype(np.float32)[:, None]
+    return _reduced(np.add, hidden, starts) / np.diff(starts).astype(hidden.dtype)[:, None]
 
 
 def _max(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def _max(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 def _reduced(function: np.ufunc, hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """float32 [sequences, dim]: function over the tokens of each. (One reduceat over all takes four times as long.)"""
-    out = np.empty((len(starts) - 1, hidden.shape[1]), np.float32)
+    out = np.empty((len(starts) - 1, hidden.shape[1]), hidden.dtype)
     for row, (start, stop) in zip(out, pairwise(starts.tolist()), strict=True):
         function.reduce(hidden[start:stop], axis=0, out=row)
     return out
