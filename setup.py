@@ -1,4 +1,4 @@
-"""Builds every kernels/<op>/native.pyx once per instruction-set level.
+"""Builds every kernels/<op>/native.pyx once per instruction-set level (kernels/levels.py).
 
 Cython runs once per op; a two-line C file per level includes its output under the level's own module name
 (native_x86_64_v3, ...), so that one source serves every processor and import picks the level (kernels/select.py).
@@ -8,6 +8,7 @@ FASTMIXER_BUILD_ISA / FASTMIXER_BUILD_OPS narrow a development build (comma-sepa
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,14 @@ os.chdir(Path(__file__).resolve().parent)  # every path below is relative to the
 KERNELS = Path("kernels")
 GENERATED = Path("build") / "generated"
 
+level_for = runpy.run_path(str(KERNELS / "levels.py"))["level_for"]  # which ops are built at which level
+
 X86_LEVELS = {
     "portable": [],
     "x86_64_v2": ["-march=x86-64-v2"],
     "x86_64_v3": ["-march=x86-64-v3"],
     "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "x86_64_v4_vnni": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni"],
     "x86_64_v4_bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni", "-mavx512bf16"],
 }
 LEVELS = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": []}
@@ -170,6 +174,8 @@ class BuildKernels(build_ext):
         ]
         for op in ops:
             for level, flags in levels.items():
+                if level_for(op, level) != level:
+                    continue
                 generated = level_source(op, level)
                 extensions.append(
                     Extension(

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from fastmixer.kernels.cpu import LEVELS, runnable_levels
+from fastmixer.kernels.cpu import runnable_levels
+from fastmixer.kernels.levels import LEVELS, level_for
 
 RANKS = ("auto", "native", "jit", "reference")
 
@@ -27,7 +28,7 @@ def kernels(op: str) -> ModuleType:
     """The module whose functions run for this op, e.g. kernels("attention").attention_forward(...)."""
     key = (op, _forced)
     if key not in _chosen:
-        _chosen[key] = kernel_module(op, _forced or _implementation_from_environment(op))
+        _chosen[key] = kernel_module(op, _forced_for(op) if _forced else _implementation_from_environment(op))
     return _chosen[key] if _observer is None else _observer(op, _chosen[key])
 
 
@@ -54,7 +55,8 @@ def implementations(op: str) -> tuple[str, ...]:
 
 @contextmanager
 def use_kernels(implementation: str) -> Iterator[None]:
-    """Force one implementation for every op inside a `with` block (tests and benchmarks; not for several threads)."""
+    """Force one implementation for every op inside a `with` block (tests and benchmarks; not for several threads). An op
+    without code of its own at a native level (levels.py) runs as at the one beneath."""
     global _forced
     before, _forced = _forced, implementation
     try:
@@ -74,6 +76,13 @@ def observed(observer: Callable[[str, ModuleType], Any]) -> Iterator[None]:
         _observer = before
 
 
+def _forced_for(op: str) -> str:
+    """What is forced for every op, as this op has it: the same code may serve two levels."""
+    assert _forced is not None
+    kind, _, level = _forced.partition("-")
+    return f"{kind}-{level_for(op, level)}" if level else kind
+
+
 def _implementation_from_environment(op: str) -> str:
     rank = os.environ.get("FASTMIXER_KERNELS", "auto")
     level = os.environ.get("FASTMIXER_ISA", "")
@@ -85,12 +94,13 @@ def _implementation_from_environment(op: str) -> str:
         return rank
     levels = native_levels(op)
     if level:
-        if level not in levels:
+        own = level_for(op, level)
+        if own not in levels or level not in runnable_levels():
             raise ImportError(
                 f"FASTMIXER_ISA={level} is not available for {op}; "
                 f"built and runnable here: {', '.join(levels) or 'none'}"
             )
-        return f"native-{level}"
+        return f"native-{own}"
     if levels:
         return f"native-{levels[0]}"
     if rank == "native":

@@ -7,8 +7,7 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-# Level by level, best first, and what cpu.native.x86_64_level() must say for it.
-LEVELS = {"x86_64_v4_bf16": 5, "x86_64_v4": 4, "x86_64_v3": 3, "x86_64_v2": 2, "portable": 0}
+from fastmixer.kernels.levels import LEVELS
 
 
 def runnable_levels() -> tuple[str, ...]:

@@ -14,7 +14,8 @@ static uint64_t cpu_xgetbv(void) {
     return ((uint64_t)high << 32) | low;
 }
 
-/* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI and AVX512_BF16. */
+/* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI (Cascade Lake, Ice
+ * Lake), 6: and with AVX512_BF16 (Zen 4, Sapphire Rapids). */
 static int cpu_x86_64_level(void) {
     unsigned a, b, c, d, b7 = 0, c7 = 0, d7 = 0, c_extended = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 1;
@@ -37,7 +38,8 @@ static int cpu_x86_64_level(void) {
     unsigned a71 = 0;
     __get_cpuid_count(7, 1, &a71, &ignored, &ignored, &ignored);
     const unsigned vnni = 1u << 11, bf16 = 1u << 5;
-    return (c7 & vnni) && (a71 & bf16) ? 5 : 4;
+    if (!(c7 & vnni)) return 4;
+    return a71 & bf16 ? 6 : 5;
 }
 #else
 static int cpu_x86_64_level(void) { return 0; }

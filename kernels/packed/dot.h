@@ -73,6 +73,36 @@ VEC_INLINE vi vi_dot(vi sum, vi numbers, vi x) {
 #endif
 }
 
+/* The same for numbers 0..15, as a block's chain: sum begins at zero, takes eight steps at most, and vi_chain_sum says what
+ * it comes to. Without VNNI pairs of products add up in 16 bits (8 * 2 * 15 * 127 < 2^15): two instructions a step, not five. */
+VEC_INLINE vi vi_chain_dot(vi sum, vi numbers, vi x) {
+#if defined(__AVX512VNNI__)
+    return vi_dot(sum, numbers, x);
+#elif defined(VEC_AVX512)
+    return (vi)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)numbers, (__m512i)x));
+#elif defined(VEC_AVX2)
+    return (vi)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)numbers, (__m256i)x));
+#elif defined(__SSSE3__)
+    return (vi)_mm_add_epi16((__m128i)sum, _mm_maddubs_epi16((__m128i)numbers, (__m128i)x));
+#else
+    return vi_dot(sum, numbers, x);
+#endif
+}
+
+VEC_INLINE vi vi_chain_sum(vi sum) {
+#if defined(__AVX512VNNI__)
+    return sum;
+#elif defined(VEC_AVX512)
+    return (vi)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1));
+#elif defined(VEC_AVX2)
+    return (vi)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#elif defined(__SSSE3__)
+    return (vi)_mm_madd_epi16((__m128i)sum, _mm_set1_epi16(1));
+#else
+    return sum;
+#endif
+}
+
 /* VF_WIDTH half-precision numbers, or floats where there are no half scales. */
 VEC_INLINE vf vf_load_half(const uint8_t *p) {
 #if defined(VEC_AVX512)

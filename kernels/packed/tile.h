@@ -118,6 +118,7 @@ typedef struct {
     const uint8_t *numbers; /* [2 pairs][GROUPS] vectors of bytes */
     const float *scales;    /* [2 pairs][VF_WIDTH] */
     const float *minima;    /* the same or NULL */
+    int nibbles;            /* numbers are 0..15 */
 } OpenPanel;
 
 VEC_INLINE vf add_block(vf sum, vi dots, vf scale, float x_scale) {
@@ -153,11 +154,12 @@ static OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scr
     open.numbers = scratch;
     open.scales = scales;
     open.minima = w->minimum ? minima : NULL;
+    open.nibbles = w->bits == 4;
     return open;
 }
 
 /* sums [rows][panels * VF_WIDTH]: rows of x against open panels. */
-VEC_INLINE void open_tile(int rows, int panels, int minimum, int offset, const OpenPanel *open, const QuantizedRows *x,
+VEC_INLINE void open_tile(int rows, int panels, int minimum, int offset, int nibbles, const OpenPanel *open, const QuantizedRows *x,
                           ptrdiff_t first_row, float *sums) {
     ptrdiff_t width = x->pairs * PAIR, blocks = 2 * x->pairs;
     vf total[ROWS_TILE][PANELS_TILE];
@@ -186,9 +188,13 @@ VEC_INLINE void open_tile(int rows, int panels, int minimum, int offset, const O
             for (int p = 0; p < panels; p++) w[p] = vi_load(open[p].numbers + (block * GROUPS + g) * VF_WIDTH * 4);
             for (int i = 0; i < rows; i++) {
                 vi four = vi_broadcast_bytes(numbers + i * width + block * BLOCK + 4 * g);
-                for (int p = 0; p < panels; p++) dots[i][p] = vi_dot(dots[i][p], w[p], four);
+                for (int p = 0; p < panels; p++)
+                    dots[i][p] = nibbles ? vi_chain_dot(dots[i][p], w[p], four) : vi_dot(dots[i][p], w[p], four);
             }
         }
+        if (nibbles)
+            for (int i = 0; i < rows; i++)
+                for (int p = 0; p < panels; p++) dots[i][p] = vi_chain_sum(dots[i][p]);
         for (int p = 0; p < panels; p++) {
             vf scale = vf_load(open[p].scales + block * VF_WIDTH);
             for (int i = 0; i < rows; i++)
@@ -207,9 +213,10 @@ VEC_INLINE void open_tile(int rows, int panels, int minimum, int offset, const O
 #define OPEN_TILE(count)                                                                                               \
     static __attribute__((noinline)) void open_tile_##count(const OpenPanel *open, const QuantizedRows *x,             \
                                                             ptrdiff_t row, int offset, float *sums) {                  \
-        if (open->minima != NULL) open_tile(count, PANELS_TILE, 1, 0, open, x, row, sums);                             \
-        else if (offset) open_tile(count, PANELS_TILE, 0, DOT_OFFSET, open, x, row, sums);                             \
-        else open_tile(count, PANELS_TILE, 0, 0, open, x, row, sums);                                                  \
+        if (open->nibbles) open_tile(count, PANELS_TILE, 1, 0, 1, open, x, row, sums);                                 \
+        else if (open->minima != NULL) open_tile(count, PANELS_TILE, 1, 0, 0, open, x, row, sums);                     \
+        else if (offset) open_tile(count, PANELS_TILE, 0, DOT_OFFSET, 0, open, x, row, sums);                          \
+        else open_tile(count, PANELS_TILE, 0, 0, 0, open, x, row, sums);                                               \
     }
 OPEN_TILE(1)
 OPEN_TILE(2)
@@ -265,10 +272,11 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
                     vi both = vi_load(in + g * VF_WIDTH * 4);
                     vi low = both & 0x0f0f0f0f, high = (both >> 4) & 0x0f0f0f0f;
                     for (int i = 0; i < rows; i++) {
-                        dots[i] = vi_dot(dots[i], low, vi_broadcast_bytes(four + i * width + 4 * g));
-                        dots[i] = vi_dot(dots[i], high, vi_broadcast_bytes(four + i * width + 4 * g + BLOCK / 2));
+                        dots[i] = vi_chain_dot(dots[i], low, vi_broadcast_bytes(four + i * width + 4 * g));
+                        dots[i] = vi_chain_dot(dots[i], high, vi_broadcast_bytes(four + i * width + 4 * g + BLOCK / 2));
                     }
                 }
+                for (int i = 0; i < rows; i++) dots[i] = vi_chain_sum(dots[i]);
             } else {
 #pragma GCC unroll 8
                 for (int g = 0; g < GROUPS; g++) {
@@ -298,7 +306,6 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
         else if (rows == 4) panel_dot(4, bits, half, minimum, w, panel, x, row, sums);                                 \
         else panel_dot(FEW, bits, half, minimum, w, panel, x, row, sums);                                              \
     }
-PANEL_DOTS(panel_dot_4_half, 4, 1, 0)
 PANEL_DOTS(panel_dot_4_half_minimum, 4, 1, 1)
 PANEL_DOTS(panel_dot_4_minimum, 4, 0, 1)
 PANEL_DOTS(panel_dot_8_half, 8, 1, 0)
@@ -310,7 +317,7 @@ PANEL_DOTS(panel_dot_8_minimum, 8, 0, 1)
 /* sums [rows][VF_WIDTH] of one panel, whatever its form. */
 static void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, float *sums) {
     void (*dots)(int, const PackedMatrix *, ptrdiff_t, const QuantizedRows *, ptrdiff_t, float *) =
-        w->bits == 4 ? (w->half ? (w->minimum ? panel_dot_4_half_minimum : panel_dot_4_half) : panel_dot_4_minimum)
+        w->bits == 4 ? (w->half ? panel_dot_4_half_minimum : panel_dot_4_minimum) /* 4 bits count from a minimum */
         : w->half    ? (w->minimum ? panel_dot_8_half_minimum : panel_dot_8_half)
                      : (w->minimum ? panel_dot_8_minimum : panel_dot_8);
     for (ptrdiff_t row = 0; row < rows;) {

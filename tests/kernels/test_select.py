@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from fastmixer.kernels import select
-from fastmixer.kernels.cpu import LEVELS, runnable_levels
+from fastmixer.kernels.cpu import runnable_levels
+from fastmixer.kernels.levels import LEVELS, level_for
 
 
 def run(code, **environment):
@@ -46,6 +47,30 @@ def test_a_forced_level_that_is_absent_raises(monkeypatch):
     monkeypatch.setenv("FASTMIXER_ISA", "x86_64_v4")
     with pytest.raises(ImportError, match="FASTMIXER_ISA=x86_64_v4 is not available for peak"):
         select._implementation_from_environment("peak")
+
+
+def test_an_op_without_a_use_for_a_level_runs_as_at_the_one_beneath():
+    assert level_for("packed", "x86_64_v4_vnni") == "x86_64_v4_vnni"
+    assert level_for("norm", "x86_64_v4_vnni") == level_for("norm", "x86_64_v4_bf16") == "x86_64_v4"
+    assert level_for("norm", "x86_64_v3") == "x86_64_v3"
+
+
+@pytest.mark.skipif("x86_64_v4_vnni" not in runnable_levels(), reason="no VNNI here")
+def test_a_level_that_only_some_ops_have_can_be_forced(monkeypatch):
+    monkeypatch.setenv("FASTMIXER_KERNELS", "auto")
+    monkeypatch.setenv("FASTMIXER_ISA", "x86_64_v4_vnni")
+    assert select._implementation_from_environment("packed") == "native-x86_64_v4_vnni"
+    assert select._implementation_from_environment("norm") == "native-x86_64_v4"
+    with select.use_kernels("native-x86_64_v4_vnni"):
+        assert select.implementation("norm") == "native-x86_64_v4"
+
+
+def test_a_level_that_this_processor_lacks_is_refused_for_every_op(monkeypatch):
+    monkeypatch.setattr(select, "runnable_levels", lambda: ("x86_64_v4", "portable"))
+    monkeypatch.setenv("FASTMIXER_KERNELS", "auto")
+    monkeypatch.setenv("FASTMIXER_ISA", "x86_64_v4_bf16")
+    with pytest.raises(ImportError, match="FASTMIXER_ISA=x86_64_v4_bf16 is not available for norm"):
+        select._implementation_from_environment("norm")
 
 
 def test_forced_native_that_is_absent_raises(monkeypatch):
