@@ -10,6 +10,7 @@ from fastmixer.generate.pages import sequence_bytes
 from fastmixer.generate.scheduler import CHUNK
 from fastmixer.kernels.decoder.pages import DTYPES
 from fastmixer.model.decoder import Decoder
+from fastmixer.model.packed_cache import cache_folder
 from fastmixer.model.plan import plan
 from fastmixer.ops.checks import check_choice
 from fastmixer.weights.encoder_folder import FIRST_ORG, is_encoder_folder
@@ -27,6 +28,7 @@ def load(
     offline: bool | None = None,
     revision: str | None = None,
     progress: bool = True,
+    packed_cache: bool | str | Path | None = None,
 ) -> Any:
     """The model of a .gguf file, a folder (Hugging Face's or ours), a training run, or "org/name" on huggingface.co: a
     LanguageModel, or of an encoder a SentenceModel (of sentence-transformers' own the name alone will do).
@@ -35,12 +37,15 @@ def load(
     fastmixer.model.decoder.Decoder). context: the longest sequence, up to the model's own (None). cache: what keys and
     values are kept in, "float32", "bfloat16" or "int8"; cache_tokens: how many, for all sequences together (None: some
     contexts' worth, as memory allows). offline, revision: for names on the hub. progress: a bar for what takes more than a
-    second.
+    second. packed_cache: where a language model's packed weights are kept, so that the next load maps them instead of
+    packing anew and processes share their memory: a folder, True (fastmixer/packed in the user's cache directory), False, or
+    None: as the variable FASTMIXER_PACKED_CACHE says, a folder or 1 (without it, nowhere).
 
     To train a model further, open it with fastmixer.Transformer.load. Raises FileNotFoundError, or ValueError that names
     file, field and value; MemoryError where the cache would not fit.
     """
     check_choice("load", "cache", cache, tuple(DTYPES))
+    kept = cache_folder(packed_cache)
     folder = _encoder_folder(path_or_name, offline, revision)
     if folder is not None:
         if context is not None or cache_tokens is not None:
@@ -48,7 +53,7 @@ def load(
         return load_sentence_model(folder, weights, progress=progress)
     source = open_source(path_or_name, context=context, offline=offline, revision=revision)
     _require_memory(source, weights, cache)
-    decoder = Decoder(source, weights, progress=progress)
+    decoder = Decoder(source, weights, progress=progress, packed_cache=kept)
     return LanguageModel(
         decoder, source.tokenizer, source.name, source.generation, cache_tokens=cache_tokens, cache_dtype=cache
     )

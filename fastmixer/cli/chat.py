@@ -31,7 +31,16 @@ EXPECTED = (ValueError, TypeError, OSError)
 @click.option("--max-new-tokens", "-n", type=int, help="Of an answer at most so many tokens (default: 512).")
 @options.sampling
 @options.loading
-def chat(model: str, system: str, weights: str, cache: str, context: int | None, offline: bool, **choices: Any) -> None:
+def chat(
+    model: str,
+    system: str,
+    weights: str,
+    cache: str,
+    context: int | None,
+    packed_cache: bool | None,
+    offline: bool,
+    **choices: Any,
+) -> None:
     """Talk with MODEL: a .gguf file, a folder, a training run, or org/name. Ctrl-C stops an answer, Ctrl-D ends; /help.
 
     Where stdin is no terminal, each line is a message.
@@ -44,7 +53,7 @@ def chat(model: str, system: str, weights: str, cache: str, context: int | None,
     """
     given = options.given(choices)
 
-    opened = options.load_language_model(model, weights, cache, context, offline)
+    opened = options.load_language_model(model, weights, cache, context, packed_cache, offline)
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
         raise ValueError(f"chat: {opened.name} has no chat template; use fastmixer generate")
     talk = Talk(opened, given, system)

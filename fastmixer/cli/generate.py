@@ -35,6 +35,7 @@ def generate(
     weights: str,
     cache: str,
     context: int | None,
+    packed_cache: bool | None,
     offline: bool,
     **choices: Any,
 ) -> None:
@@ -52,7 +53,7 @@ def generate(
     given = options.given(choices)
     prompt = _prompt(prompt, prompt_file)
 
-    opened = options.load_language_model(model, weights, cache, context, offline)
+    opened = options.load_language_model(model, weights, cache, context, packed_cache, offline)
     begin: Any = _beginning(opened) if prompt is None else prompt
     if given["n"] > 1:
         results = opened.generate(begin, return_details=True, **given)

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @options.loading
 def info(
-    model: str, list_tensors: bool, as_json: bool, weights: str, cache: str, context: int | None, offline: bool
+    model: str,
+    list_tensors: bool,
+    as_json: bool,
+    weights: str,
+    cache: str,
+    context: int | None,
+    packed_cache: bool | None,
+    offline: bool,
 ) -> None:
     """Print what MODEL (a .gguf file, a folder, a training run, or org/name) is made of, and the memory it will need.
 
@@ -34,6 +41,7 @@ def info(
 
     source = open_source(model, context=context, offline=offline or None)
     found = _report(source, weights, cache)
+    found["packed_cache"] = _packed(source, weights, packed_cache)
     if list_tensors:
         found["tensors"]["list"] = _tensors(source, found.pop("kinds"))
     found.pop("kinds", None)
@@ -85,6 +93,18 @@ def _report(source: "ModelSource", weights: str, cache: str) -> dict[str, Any]:
         "generation": dict(source.generation),
         "kinds": planned.kinds,
     }
+
+
+def _packed(source: "ModelSource", weights: str, asked: bool | None) -> dict[str, Any] | None:
+    """Where packed weights are kept, and how many bytes of this model are there; None where they are not kept."""
+    from fastmixer.kernels.select import implementation
+    from fastmixer.model.packed_cache import PackedCache, cache_folder
+
+    folder = cache_folder(asked)
+    if folder is None:
+        return None
+    path = PackedCache(folder, source, weights, implementation("decoder")).path
+    return {"path": str(path), "bytes": path.stat().st_size if path.exists() else 0}
 
 
 def _architecture(source: "ModelSource") -> str:
@@ -151,9 +171,15 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("weights", f"{weights['asked']}: matrices {kinds}; {size(weights['bytes'])}"),
         ("cache", f"{cache['dtype']}: {size(cache['bytes'])} for {cache['tokens']:,} tokens"),
         ("memory", f"{size(memory['needed'])} needed{fits}"),
+        *([("packed", _packed_line(found["packed_cache"]))] if found["packed_cache"] else []),
         ("tokenizer", _tokenizer_line(found["tokenizer"])),
         *([("advised", advice)] if advice else []),
     ]
+
+
+def _packed_line(found: dict[str, Any]) -> str:
+    kept = f"{options.size(found['bytes'])} kept" if found["bytes"] else "not kept yet"
+    return f"{kept} in {found['path']}"
 
 
 def _architecture_lines(a: dict[str, Any]) -> list[tuple[str, str]]:

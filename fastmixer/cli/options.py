@@ -49,7 +49,13 @@ cache = click.option(
     show_default=True,
     help="What keys and values are kept in: float32, bfloat16 or int8.",
 )
-loading = _several(weights, cache, context, threads, offline)  # what a command that loads a model asks
+packed_cache = click.option(
+    "--packed-cache",
+    is_flag=True,
+    default=None,
+    help="Keep packed weights on the disk: the next start maps them (default: as FASTMIXER_PACKED_CACHE says).",
+)
+loading = _several(weights, cache, context, packed_cache, threads, offline)  # what a command that loads a model asks
 
 
 def read_bias(
@@ -115,12 +121,16 @@ def given(choices: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def load_language_model(model: str, weights: str, cache: str, context: int | None, offline: bool) -> Any:
+def load_language_model(
+    model: str, weights: str, cache: str, context: int | None, packed_cache: bool | None, offline: bool
+) -> Any:
     """The model that `loading` asked for, which must be one that writes."""
     from fastmixer.generate.language_model import LanguageModel
     from fastmixer.opening import load
 
-    opened = load(model, weights=weights, cache=cache, context=context, offline=offline or None)
+    opened = load(
+        model, weights=weights, cache=cache, context=context, packed_cache=packed_cache, offline=offline or None
+    )
     if not isinstance(opened, LanguageModel):
         raise ValueError(
             f"{model} is an encoder, which writes no text; from Python, fastmixer.load(...).embed takes texts"

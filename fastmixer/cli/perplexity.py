@@ -15,7 +15,14 @@ from fastmixer.cli import options
 @click.option("--stride", type=int, help="Tokens from window to window (default: half of --context).")
 @options.loading
 def perplexity(
-    model: str, file: Path, stride: int | None, weights: str, cache: str, context: int | None, offline: bool
+    model: str,
+    file: Path,
+    stride: int | None,
+    weights: str,
+    cache: str,
+    context: int | None,
+    packed_cache: bool | None,
+    offline: bool,
 ) -> None:
     """Print the perplexity of MODEL (a .gguf file, a folder, a training run, or org/name) on the text in FILE.
 
@@ -32,7 +39,7 @@ def perplexity(
 
     from tqdm import tqdm
 
-    opened = options.load_language_model(model, weights, cache, context, offline)
+    opened = options.load_language_model(model, weights, cache, context, packed_cache, offline)
     if opened.tokenizer is None:
         raise ValueError(f"perplexity: {opened.name} has no tokenizer")
     ids = opened.tokenize(text, begin=True)

@@ -4,7 +4,8 @@ Many sequences go through a step together, each with pages of its own. Knows not
 page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastmixer.kernels.decoder.spec import DecoderSpec, LayerSpec, Linear, Norm
 from fastmixer.kernels.packed import KINDS, PackedWeight
 from fastmixer.kernels.select import implementation, kernel_module, kernels
 from fastmixer.model.config import ModelConfig
+from fastmixer.model.packed_cache import PackedCache
 from fastmixer.ops.bfloat16 import is_fast
 from fastmixer.ops.checks import check_choice, check_id_range
 from fastmixer.ops.positions import rotary_tables, sinusoidal_table
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("auto", *KINDS)
 PLAIN_TYPES = ("F32", "F16", "BF16")
+TABLES = ("embedding.weight", "head.weight")
 FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")  # what the kind "int4" holds without changing a value
 PROGRESS_AFTER = 1.0  # seconds of packing that pass in silence
 
@@ -35,9 +38,12 @@ class Decoder:
     plain numbers in bfloat16 where the processor multiplies it, else in float32. "int4" keeps embedding and head in int8.
     kinds: how each matrix is kept, by name. windows: of each group of layers, how many positions a token sees (0: all);
     tables have one row of pages a group. progress: a bar while weights are packed, where that takes over a second.
+    packed_cache: the folder where packed weights are kept from one load to the next (packed_cache.py), None: nowhere.
     """
 
-    def __init__(self, source: "ModelSource", weights: str = "auto", *, progress: bool = True):
+    def __init__(
+        self, source: "ModelSource", weights: str = "auto", *, progress: bool = True, packed_cache: Path | None = None
+    ):  # fmt: skip
         check_choice("Decoder", "weights", weights, WEIGHTS)
         self.config: ModelConfig = source.config
         self.weights = weights
@@ -49,8 +55,9 @@ class Decoder:
         self._group_of = _groups_of(layer_windows)
         self.windows, self._layers_per_group = cache_groups(self.config)
         with self._bar(progress) as self._progress:
+            self._kept = self._kept_weights(packed_cache)
             self.spec = self._make_spec(layer_windows)
-        del self._progress
+        del self._progress, self._kept
         self._source = None  # what was packed needs the file no more
         self._decoder = module.Decoder(self.spec)
 
@@ -154,7 +161,7 @@ class Decoder:
 
     def _make_spec(self, windows: list[int]) -> DecoderSpec:
         c = self.config
-        embedding = self._matrix("embedding.weight", is_table=True)
+        embedding = self._matrix("embedding.weight")
         positions = None
         if c.positions == "learned":
             positions = self._tensor("positions.weight").values()
@@ -162,7 +169,7 @@ class Decoder:
             positions = sinusoidal_table(c.context, c.dim)
         rotations = self._rotations(windows)
         layers = tuple(self._layer(index, window, rotations[window > 0]) for index, window in enumerate(windows))
-        head = embedding if c.tied_head else self._matrix("head.weight", is_table=True)
+        head = embedding if c.tied_head else self._matrix("head.weight")
         return DecoderSpec(
             dim=c.dim, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, hidden=c.hidden, vocab=c.vocab,
             activation=c.activation,
@@ -230,12 +237,31 @@ class Decoder:
         has_bias = self.config.bias if has_bias is None else has_bias
         return Linear(self._matrix(f"{name}.weight"), self._vector(f"{name}.bias") if has_bias else None)
 
-    def _matrix(self, name: str, is_table: bool = False) -> PackedWeight:
+    def _matrix(self, name: str) -> PackedWeight:
+        packed = self._kept[name] if name in self._kept else self._packed(name)
+        self.kinds[name] = packed.kind
+        return packed
+
+    def _packed(self, name: str) -> PackedWeight:
         tensor = self._tensor(name)
-        kind = self.kinds[name] = kind_of(tensor.type.name, self.weights, is_table)
+        kind = kind_of(tensor.type.name, self.weights, name in TABLES)
         packed = self._packing.pack_weight(np.ascontiguousarray(tensor.raw), tensor.type.name, *tensor.shape, kind)
         self._progress.update(tensor.nbytes)
         return packed
+
+    def _kept_weights(self, folder: Path | None) -> Mapping[str, PackedWeight]:
+        """Packed weights from the disk, which are written there first where they are not there yet."""
+        if folder is None:
+            return {}
+        assert self._source is not None
+        kept = PackedCache(folder, self._source, self.weights, implementation("decoder"))
+        if not kept.open():
+            kept.make(self._all_packed(kept.names))
+        return kept
+
+    def _all_packed(self, names: Sequence[str]) -> Iterator[tuple[str, PackedWeight]]:
+        for name in names:
+            yield name, self._packed(name)
 
     def _bar(self, progress: bool) -> Any:
         from tqdm import tqdm

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastmixer.kernels.packed import KINDS
 from fastmixer.kernels.select import implementation, kernel_module
 from fastmixer.model.config import ModelConfig
-from fastmixer.model.decoder import WEIGHTS, cache_groups, kind_of, page_bytes
+from fastmixer.model.decoder import TABLES, WEIGHTS, cache_groups, kind_of, page_bytes
 from fastmixer.ops.checks import check_choice
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fastmixer.weights.stored import StoredTensor
 
 SAMPLE_ROWS = 64  # that are packed, to see what they take: every layout's groups of rows divide it
-TABLES = ("embedding.weight", "head.weight")
 
 
 @dataclass(frozen=True)

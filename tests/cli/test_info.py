@@ -1,6 +1,7 @@
 """`fastmixer info`: what it says beforehand is what a loaded model then has."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from random_models import CONFIGS, random_source
 from fastmixer.model.decoder import Decoder
 from fastmixer.model.plan import plan
 from fastmixer.opening import load
+from fastmixer.weights.convert import convert
 
 TINY = Path(__file__).parents[1] / "model" / "tiny"
 
@@ -79,3 +81,21 @@ def test_bad_options(run, trained):
         assert (result.exit_code, result.output) == (1, f"Error: {text}\n")
     result = run("info", trained[0], "--context", 17)
     assert result.exit_code == 1 and "context must be an integer from 1 to context 16; got 17" in result.output
+
+
+def test_what_is_kept_of_packed_weights(run, tmp_path, monkeypatch):
+    path = convert(random_source("llama"), tmp_path / "m.gguf", "Q4_0")
+    assert "packed " not in run("info", path).output
+    monkeypatch.setenv("FASTMIXER_PACKED_CACHE", str(tmp_path / "kept"))
+    assert re.search(rf"^packed +not kept yet in {tmp_path}/kept/\w+-auto-", run("info", path).output, re.MULTILINE)
+    result = run("generate", path, "Alice", "-n", 2, "--temperature", 0)
+    assert result.exit_code == 0, result.output
+    (kept,) = (tmp_path / "kept").glob("*.packed")
+    assert f"{kept.stat().st_size / 1000:,.1f} kB kept in {kept}" in run("info", path).output
+    found = json.loads(run("info", path, "--json", "--weights", "int8").output)["packed_cache"]
+    assert found["bytes"] == 0 and "-int8-" in found["path"]
+    monkeypatch.setenv("FASTMIXER_PACKED_CACHE", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    again = run("generate", path, "Alice", "-n", 2, "--temperature", 0, "--packed-cache")
+    assert again.output == result.output
+    assert len(list((tmp_path / "home" / "fastmixer" / "packed").glob("*.packed"))) == 1
