@@ -23,11 +23,12 @@ _HOME = {
     "fastmixer.ops.cross_entropy": ("cross_entropy", "head_loss"),
     "fastmixer.ops.dropout": ("dropout",),
     "fastmixer.ops.sampling": ("sample",),
+    "fastmixer.ops.search": ("search",),
     "fastmixer.model": ("ModelConfig", "Transformer"),
     "fastmixer.generate": ("LanguageModel",),
     "fastmixer.opening": ("load",),
     "fastmixer.text": ("Tokenizer", "train_tokenizer"),
-    "fastmixer.train": ("AdamW", "Trainer"),
+    "fastmixer.train": ("AdamW", "EmbedderTrainer", "Trainer"),
     "fastmixer.config_report": ("show_config",),
     "fastmixer.kernels.threads": ("set_threads", "get_threads"),
 }  # fmt: skip
@@ -71,9 +72,11 @@ if TYPE_CHECKING:
     from fastmixer.ops.positions import rotate as rotate
     from fastmixer.ops.positions import sinusoidal_table as sinusoidal_table
     from fastmixer.ops.sampling import sample as sample
+    from fastmixer.ops.search import search as search
     from fastmixer.text import Tokenizer as Tokenizer
     from fastmixer.text import train_tokenizer as train_tokenizer
     from fastmixer.train import AdamW as AdamW
+    from fastmixer.train import EmbedderTrainer as EmbedderTrainer
     from fastmixer.train import Trainer as Trainer
 
 

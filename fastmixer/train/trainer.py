@@ -5,14 +5,11 @@ nothing of how the model computes.
 """
 
 import math
-import signal
-import threading
 import time as clock
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from fastmixer.ops.dropout import fold_seed
 from fastmixer.ops.profile import Profile, profiled
 from fastmixer.text import Tokenizer
 from fastmixer.train.checkpoint import clean_up, list_checkpoints, restore_checkpoint, save_checkpoint
+from fastmixer.train.interrupts import Interrupts
 from fastmixer.train.memory import check_training_memory, peak_memory
 from fastmixer.train.metrics import MetricsWriter
 from fastmixer.train.optimizer import AdamW
@@ -197,7 +195,7 @@ class Trainer:
         metrics = MetricsWriter(self.folder, step=self.step, tensorboard=self._tensorboard)
         result = TrainResult(self.folder, step=self.step)
         try:
-            with _Interrupts(self), self._bar() as bar:
+            with Interrupts(self), self._bar() as bar:
                 self._loop(result, metrics, bar)
         finally:
             metrics.close()
@@ -350,27 +348,6 @@ class Trainer:
             total=self.settings.steps, initial=self.step, desc="training", unit="step", disable=not self.progress,
             dynamic_ncols=True, mininterval=0.3,
         )  # fmt: skip
-
-
-class _Interrupts:
-    """While training, the first Ctrl-C asks the loop to end after its step; a second one ends it at once."""
-
-    def __init__(self, trainer: Trainer):
-        self._trainer = trainer
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._trainer._interrupted:
-            raise KeyboardInterrupt
-        self._trainer._interrupted = True
 
 
 def _due(step: int, every: int) -> bool:

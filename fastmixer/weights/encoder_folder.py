@@ -22,10 +22,12 @@ FIRST_ORG = "sentence-transformers"  # whose models are known by their names alo
 @dataclass
 class EncoderSource:
     """An encoder that is open but not yet loaded: tensors (see encoder_config.encoder_shapes for names) are views of its
-    files. path: where its config.json and tokenizer lie; recipe: how sentences get their vectors. score_activation: what a
-    cross-encoder's single output passes through, "sigmoid" or "none"."""
+    files. folder: the whole model's; path: where its config.json and tokenizer lie, the same or one in it. recipe: how
+    sentences get their vectors; score_activation: what a cross-encoder's single output passes through: "sigmoid" or
+    "none"."""
 
     name: str
+    folder: Path
     path: Path
     config: EncoderConfig
     tensors: Mapping[str, StoredTensor]
@@ -69,7 +71,7 @@ def open_encoder(
     places = encoder_places(architecture, config, ENCODERS[architecture].padding_rows)
     check_places(places, files.shapes(), files.where, architecture)
     return EncoderSource(
-        name=name or asked, path=inner, config=config, tensors=PlacedTensors(places, files.tensor),
+        name=name or asked, folder=folder, path=inner, config=config, tensors=PlacedTensors(places, files.tensor),
         recipe=read_recipe(folder, config.dim), score_activation=_score_activation(Fields(values, where)),
     )  # fmt: skip
 

@@ -55,14 +55,14 @@ class SentenceRecipe:
 
 def transformer_folder(folder: Path) -> Path:
     """Where in a model's folder config.json and weights lie: what modules.json names first, or the folder itself."""
-    modules = _modules(folder)
+    modules = list_modules(folder)
     return folder / modules[0][1] if modules else folder
 
 
 def read_recipe(folder: Path, dim: int) -> SentenceRecipe:
     """The recipe in a model's folder; dim: of the encoder's hidden states. FileNotFoundError or ValueError that names file
     and field."""
-    modules = _modules(folder)
+    modules = list_modules(folder)
     found: dict[str, Any] = {}
     dense: list[DenseStage] = []
     width = dim
@@ -84,7 +84,7 @@ def read_recipe(folder: Path, dim: int) -> SentenceRecipe:
     return SentenceRecipe(dense=tuple(dense), **found, **_lengths(transformer_folder(folder)), **_prompts(folder))
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
+def list_modules(folder: Path) -> list[tuple[str, str]]:
     """(kind, folder within the model's) of each module in order; empty where there is no modules.json."""
     path = folder / MODULES
     if not path.exists():

@@ -1,6 +1,8 @@
 """An encoder's hidden states against what it is loaded for, its gradients against slopes in float64, and every
 implementation against the reference; what freezes, what rounds, what is refused."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from tiny_encoders import TINY
@@ -119,7 +121,7 @@ def test_gradients_add_up_and_sequences_are_apart():
     whole, (_, gradients) = model.forward(ids, STARTS, types).copy(), run(model)
     weights = np.random.default_rng(1).standard_normal((len(ids), model.config.dim)).astype(np.float32)
     model.parameters.zero_gradients()
-    for start, stop in zip(STARTS[:-1], STARTS[1:], strict=True):
+    for start, stop in pairwise(STARTS):
         alone = model.forward(ids[start:stop], np.array([0, stop - start]), types[start:stop])
         np.testing.assert_allclose(alone, whole[start:stop], atol=1e-5)
         model.backward(weights[start:stop].copy())
