@@ -15,7 +15,7 @@ from fastmixer.cli.train import INTERRUPTED
 @click.option("--model", required=True, help="An encoder's folder, or its name on huggingface.co.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder, written at the end.")
 @click.option("--epochs", type=int, default=1, show_default=True, help="Times over the pairs.")
-@click.option("--steps", type=int, help="Optimizer steps, instead of epochs.")
+@click.option("--steps", type=int, help="Optimizer steps (default: what the epochs take).")
 @click.option("--batch", type=int, default=32, show_default=True, help="Pairs a step: more make it harder, and better.")
 @click.option("--learning-rate", type=float, default=2e-5, show_default=True, help="The peak.")
 @click.option("--schedule", default="linear", show_default=True, help="Down to 0: linear or cosine; or constant.")
@@ -28,10 +28,15 @@ from fastmixer.cli.train import INTERRUPTED
 @click.option("--max-length", type=int, help="Tokens of a text (default: the model's limit).")
 @click.option("--anchor-prompt", help="What stands before anchors (default: the model's default prompt, if any).")
 @click.option("--text-prompt", help="What stands before positives and negatives (default: as above).")
-@click.option("--fields", help="Names of the lines' fields: anchor,positive or anchor,positive,negative.")
+@click.option("--fields", help="Names of the lines' fields, two or three (default: anchor,positive,negative).")
 @click.option("--freeze-embeddings", is_flag=True, help="Leave embeddings of tokens and positions as they are.")
 @click.option("--precision", default="float32", show_default=True, help="Of products: float32 or bfloat16.")
-@click.option("--eval", "evaluation", type=click.Path(path_type=Path, dir_okay=False), help="Pairs to evaluate on.")
+@click.option(
+    "--eval",
+    "evaluation",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Pairs to evaluate on (default: a part held out).",
+)
 @click.option(
     "--holdout", type=float, default=0.1, show_default=True, help="Part of PAIRS to evaluate on without --eval."
 )

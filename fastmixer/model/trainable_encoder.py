@@ -68,7 +68,9 @@ class TrainableEncoder:
         force_precision: bool = False,
         freeze_embeddings: bool = False,
     ):
-        _refuse_untrained(config)
+        problem = untrainable(config)
+        if problem is not None:
+            raise ValueError(f"this encoder {problem}")
         self.config, self.dtype, self.freeze_embeddings = config, np.dtype(dtype), freeze_embeddings
         self.precision = _usable_precision(precision, force_precision)
         shapes = _trained_shapes(config)
@@ -264,15 +266,15 @@ def _is_linear(name: str) -> bool:
 # ---- what is refused ----
 
 
-def _refuse_untrained(config: EncoderConfig) -> None:
-    """ValueError that names what no op has a gradient of."""
-    problem = None
+def untrainable(config: EncoderConfig) -> str | None:
+    """What no op has a gradient of, as the end of an error's sentence; None for what can be trained."""
     if config.relative_buckets:
         problem = "attention adds relative positions to its scores (MPNet), whose gradient no kernel here gives"
     elif config.rotary_base is not None or any(config.local_layers) or config.placement == "pre" or config.gated:
         problem = "layers are ModernBERT's (local attention to either side), which no kernel here goes back through"
-    if problem is not None:
-        raise ValueError(f"this encoder cannot be trained: its {problem}; {TRAINED} can")
+    else:
+        return None
+    return f"cannot be trained: its {problem}; {TRAINED} can"
 
 
 def _usable_precision(precision: str, force: bool) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from fastmixer.data.pairs import TextPair, as_pairs, read_pairs
 from fastmixer.embed.pooling import pool
 from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
-from fastmixer.model.trainable_encoder import PRECISIONS, TRAINED, TrainableEncoder, numbers_per_token
+from fastmixer.model.trainable_encoder import PRECISIONS, TRAINED, TrainableEncoder, numbers_per_token, untrainable
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.train.contrastive import MAX_SCALE, POOLINGS, contrastive_loss
@@ -338,6 +338,9 @@ def _require_trainable(source: EncoderSource) -> None:
         raise ValueError(
             f"{source.name} is a cross-encoder or classifier, which gives no vectors; {TRAINED} can be trained"
         )
+    problem = untrainable(source.config)
+    if problem is not None:
+        raise ValueError(f"{source.name} {problem}")
     if source.recipe.dense:
         raise ValueError(f"{source.name} has Dense stages after its pooling, which are not trained yet")
     if source.recipe.pooling not in POOLINGS:
