@@ -15,7 +15,7 @@ from fastmixer.kernels.threads.limits import allowed_processors, cgroup_quota, p
 
 OPS = (
     "embedding", "positions", "matmul", "norm", "attention", "feedforward", "dropout", "cross_entropy", "optimizer",
-    "sampling",
+    "sampling", "search",
 )  # fmt: skip
 
 

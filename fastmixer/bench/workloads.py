@@ -20,6 +20,7 @@ from fastmixer.ops.norm import layernorm, layernorm_backward
 from fastmixer.ops.optimizer import adamw_step
 from fastmixer.ops.positions import rotary_tables, rotate
 from fastmixer.ops.sampling import sample
+from fastmixer.ops.search import search
 
 FLOAT = 4  # bytes
 VOCAB, DIM, HIDDEN, CONTEXT = 50257, 768, 3072, 1024
@@ -57,6 +58,7 @@ def _all() -> Iterator[Workload]:
     yield from _cross_entropy()
     yield from _optimizer()
     yield from _sampling()
+    yield from _search()
     yield from _step()
 
 
@@ -292,6 +294,34 @@ def _sampling() -> Iterator[Workload]:
         return lambda: sample(logits, temperature=0.8, top_k=50, top_p=0.95, generator=generator)
 
     yield Workload("sampling", f"top-k 50, top-p 0.95 of {VOCAB}", top_p, bytes=1.0 * VOCAB * FLOAT)
+
+
+def _search() -> Iterator[Workload]:
+    """Vectors of sentences, as MiniLM makes them, beside the products of all of them and a partition."""
+    rows, dim, k = 100_000, 384, 10
+
+    for count in (1, 16, 192):
+
+        def fused(rng: Rng, count=count) -> Call:
+            vectors, queries = _normal(rng, rows, dim), _normal(rng, count, dim)
+            return lambda: search(vectors, queries, k)
+
+        def plain(rng: Rng, count=count) -> Call:
+            vectors, queries = _normal(rng, rows, dim), _normal(rng, count, dim)
+
+            def call() -> tuple[np.ndarray, np.ndarray]:
+                scores = queries @ vectors.T
+                ids = np.argpartition(scores, -k, axis=1)[:, -k:]
+                best = np.take_along_axis(scores, ids, axis=1)
+                order = np.argsort(-best, axis=1)
+                return np.take_along_axis(ids, order, axis=1), np.take_along_axis(best, order, axis=1)
+
+            return call
+
+        yield Workload(
+            "search", f"top {k} of {rows}x{dim} for {count}", fused, 2.0 * rows * dim * count, 1.0 * rows * dim * FLOAT,
+            numpy=plain, numpy_name="matmul, argpartition",
+        )  # fmt: skip
 
 
 def _step() -> Iterator[Workload]:

@@ -45,7 +45,7 @@ def test_every_named_workload_is_there():
     assert len(set(names)) == len(names)
     assert ops() == [
         "embedding", "positions", "norm", "matmul", "bfloat16", "feedforward", "attention", "dropout", "cross_entropy", "optimizer",
-        "sampling", "step",
+        "sampling", "search", "step",
     ]  # fmt: skip
     matmuls = {workload.name for workload in workloads("matmul")}
     assert matmuls == {f"{m}x{n}x{k} {part}" for m, n, k in LINEAR_SHAPES for part in ("forward", "d_x", "d_weight")}

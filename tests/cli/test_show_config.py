@@ -21,6 +21,7 @@ def test_every_op_and_every_limit(run):
         "cross_entropy",
         "optimizer",
         "sampling",
+        "search",
     ):
         assert re.search(rf"\b{op} +{re.escape(implementation(op))}$", result.output, re.M), op
     assert re.search(r"^threads +\d+ ", result.output, re.M)
