@@ -4,6 +4,7 @@ In this order: bias; penalties for repetition, presence and frequency; then temp
 (fastmixer.ops.sampling). A sequence's numbers depend on its seed and index alone. Knows nothing of batches' making.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,7 +100,7 @@ def choose(samplers: Sequence[Sampler], logits: np.ndarray) -> list[int]:
             continue
         scores = sampler.scores(logits[row])
         tokens[row] = token = int(scores.argmax())  # the first NaN, if there is one
-        if not np.isfinite(scores[token]):
+        if not math.isfinite(scores[token]):
             sample(scores[None], temperature=0.0)  # says what is wrong
     for (temperature, top_k, top_p, min_p), rows in drawn.items():
         if len(rows) == len(logits) and all(samplers[row].is_plain for row in rows):

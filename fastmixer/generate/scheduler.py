@@ -33,8 +33,8 @@ LOCAL_SEQUENCES = 8  # so many at least fit into the pages of groups with a wind
 
 
 class Scheduler:
-    """The sequences of one decoder (fastmixer.model.decoder.Decoder, or what has its forward, new_pages, page_bytes,
-    windows and config).
+    """The sequences of one decoder (fastmixer.model.decoder.Decoder, or what has its step, new_pages, page_bytes, windows
+    and config).
 
     tokenizer: for stop strings, streams and the end of texts (None: nothing of these). cache_tokens: positions whose keys
     and values are kept (None: CACHE_CONTEXTS contexts or what fits); fewer than the context make that the context.
@@ -55,6 +55,7 @@ class Scheduler:
         self.context = min(decoder.config.context, self.cache_tokens)
         # A model may have more rows than its tokenizer has pieces: those are never written.
         self.vocab = min(decoder.config.vocab, tokenizer.vocab_size) if tokenizer else decoder.config.vocab
+        self._has_all_pieces = self.vocab == decoder.config.vocab
         self._end_ids = tokenizer.end_ids if tokenizer else frozenset()
         sizes = self._sizes(self.cache_tokens)
         require_memory(
@@ -64,6 +65,7 @@ class Scheduler:
         )
         self.pool = PagePool(sizes, decoder.windows)
         self.pages = decoder.new_pages(sizes, cache_dtype)
+        self._logits = np.empty((0, decoder.config.vocab), np.float32)  # of the step that is being made
         self.forwarded_tokens = self.steps = 0
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -153,6 +155,7 @@ class Scheduler:
                 self._condition.wait()
             self._drop_cancelled()
             self.pool.forget()
+            self._logits = self._logits[:0].copy()
             if not self.pool.held:
                 self.pages = self.decoder.new_pages(self.pool.sizes, self.cache_dtype)
 
@@ -289,16 +292,20 @@ class Scheduler:
             rows.append((len(wanted), count - first_wanted))
             wanted += range(starts[-1] + first_wanted, starts[-1] + count)
             starts.append(starts[-1] + count)
-        logits, _ = self.decoder.forward(
+        if len(wanted) > len(self._logits):
+            self._logits = np.empty((len(wanted), self.decoder.config.vocab), np.float32)
+        logits = self._logits[: len(wanted)]
+        self.decoder.step(
             ids,
             np.array(starts, np.int64),
             np.array([sequence.computed for sequence, _ in batch], np.int64),
             self.pages,
             tables,
             np.array(wanted, np.int64),
+            logits,
         )
         self.forwarded_tokens += len(ids)
-        return rows, logits[:, : self.vocab]
+        return rows, logits if self._has_all_pieces else logits[:, : self.vocab]
 
     def _choose_single(self, single: list[tuple[Sequence, int]], logits: np.ndarray) -> dict[int, int]:
         """By row, the token of each sequence that has one row. Deterministic or not: rows do not see each other."""
