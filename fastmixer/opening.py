@@ -13,7 +13,7 @@ from fastmixer.model.decoder import Decoder
 from fastmixer.model.packed_cache import cache_folder
 from fastmixer.model.plan import plan
 from fastmixer.ops.checks import check_choice
-from fastmixer.weights.encoder_folder import FIRST_ORG, is_encoder_folder
+from fastmixer.weights.encoder_folder import FIRST_ORG, is_encoder_folder, is_sentence_folder
 from fastmixer.weights.hub import download, is_hub_name
 from fastmixer.weights.source import ModelSource, open_source
 
@@ -31,7 +31,8 @@ def load(
     packed_cache: bool | str | Path | None = None,
 ) -> Any:
     """The model of a .gguf file, a folder (Hugging Face's or ours), a training run, or "org/name" on huggingface.co: a
-    LanguageModel, or of an encoder a SentenceModel (of sentence-transformers' own the name alone will do).
+    LanguageModel, or of an encoder, or a decoder in a folder of sentence-transformers (Qwen3-Embedding), a SentenceModel (of
+    sentence-transformers' own models the name alone will do).
 
     weights: how matrices are kept: "auto" (as the file has them), "float32", "bfloat16", "int8" or "int4" (see
     fastmixer.model.decoder.Decoder). context: the longest sequence, up to the model's own (None). cache: what keys and
@@ -48,9 +49,9 @@ def load(
     kept = cache_folder(packed_cache)
     folder = _encoder_folder(path_or_name, offline, revision)
     if folder is not None:
-        if context is not None or cache_tokens is not None:
+        if cache_tokens is not None or (context is not None and is_encoder_folder(folder)):
             raise ValueError(f"load: {path_or_name} is an encoder; context and cache_tokens are for language models")
-        return load_sentence_model(folder, weights, progress=progress)
+        return load_sentence_model(folder, weights, context=context, progress=progress)
     source = open_source(path_or_name, context=context, offline=offline, revision=revision)
     _require_memory(source, weights, cache)
     decoder = Decoder(source, weights, progress=progress, packed_cache=kept)
@@ -71,7 +72,7 @@ def _require_memory(source: ModelSource, weights: str, cache: str) -> None:
 
 
 def _encoder_folder(path_or_name: str | Path, offline: bool | None, revision: str | None) -> Path | None:
-    """Where an encoder lies, downloaded if it is a name on the hub; None if it is no encoder."""
+    """Where what makes vectors lies, downloaded if it is a name on the hub; None if it is no such model."""
     path = Path(path_or_name)
     if not path.exists() and isinstance(path_or_name, str):
         name = path_or_name if "/" in path_or_name else f"{FIRST_ORG}/{path_or_name}"
@@ -80,7 +81,7 @@ def _encoder_folder(path_or_name: str | Path, offline: bool | None, revision: st
         if "/" not in path_or_name and not _has_sentence_transformers_name(path_or_name):
             return None
         path = download(name, offline=offline, revision=revision)
-    return path if path.is_dir() and is_encoder_folder(path) else None
+    return path if path.is_dir() and is_sentence_folder(path) else None
 
 
 def _has_sentence_transformers_name(name: str) -> bool:

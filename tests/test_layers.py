@@ -38,10 +38,11 @@ MAY_IMPORT = {
     },
 }
 # Single modules that a package may import of one that stands above it: a configuration knows no arrays, and
-# Transformer.generate is a face that leads up to what writes.
+# Transformer.generate is a face that leads up to what writes, LanguageModel.embed one to what makes vectors.
 MAY_IMPORT_MODULES = {
     "weights": {"fastmixer.model.config", "fastmixer.model.encoder_config"},
     "model": {"fastmixer.generate.language_model", "fastmixer.generate.stream"},
+    "generate": {"fastmixer.embed.sentence_model", "fastmixer.weights.encoder_recipe"},
 }
 # The one package whose top-level name stands for "version" and lazy lookups; anything may ask it for __version__.
 ROOT_NAMES = {"__version__"}

@@ -14,14 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from fastmixer.embed.decoder_states import DecoderStates
 from fastmixer.embed.pooling import pool, unit_length
 from fastmixer.embed.sentence_tokenizer import Encoded, Pair, SentenceTokenizer
 from fastmixer.embed.vector_file import VectorFile
-from fastmixer.model.decoder import PROGRESS_AFTER
+from fastmixer.model.config import ModelConfig
+from fastmixer.model.decoder import PROGRESS_AFTER, Decoder
 from fastmixer.model.encoder import Encoder, dense
+from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.ops.checks import check_choice
 from fastmixer.text.files import lone_surrogate
-from fastmixer.weights.encoder_folder import EncoderSource, open_encoder
+from fastmixer.text.tokenizer import Tokenizer
+from fastmixer.weights.encoder_folder import is_encoder_folder, is_sentence_folder, open_encoder
+from fastmixer.weights.encoder_recipe import SentenceRecipe, read_recipe, transformer_folder
+from fastmixer.weights.hf_folder import open_folder
 
 BATCH_TOKENS = 4096  # of one call of the encoder
 WINDOW = 2048  # texts tokenized at once
@@ -38,27 +44,30 @@ class Ranked:
 
 
 class SentenceModel:
-    """The model of an EncoderSource, which load_sentence_model opens. weights: see model.encoder.Encoder.
+    """What load_sentence_model opens: an encoder, or a decoder's states; its tokenizer; and how vectors are made of its
+    hidden states. score_activation: what a cross-encoder's single output passes through.
 
     dim: of its vectors; max_length: tokens of a text; prompts: what may stand before a text, by name. One object may be
     used from several threads.
     """
 
-    def __init__(self, source: EncoderSource, weights: str = "auto", *, progress: bool = True):
-        self.name, self.config, self.recipe = source.name, source.config, source.recipe
-        self.tokenizer = SentenceTokenizer(
-            source.path, vocab=source.config.vocab, context=source.config.context, max_length=source.recipe.max_length,
-            lower_case=source.recipe.lower_case,
-        )  # fmt: skip
-        self.encoder = Encoder(source, weights, progress=progress)
-        self._score_activation = source.score_activation
+    def __init__(
+        self, encoder: Encoder | DecoderStates, tokenizer: SentenceTokenizer, recipe: SentenceRecipe, name: str, *,
+        score_activation: str = "sigmoid",
+    ):  # fmt: skip
+        self.encoder, self.tokenizer, self.recipe, self.name = encoder, tokenizer, recipe, name
+        self.config = encoder.config
+        self._head, self._has_types = None, False
+        if isinstance(encoder, Encoder):
+            self._head, self._has_types = encoder.config.head, encoder.config.token_types > 1
+        self._score_activation = score_activation
         self._dense = [
             (stage.weight.values(), None if stage.bias is None else stage.bias.values(), stage.activation)
-            for stage in source.recipe.dense
+            for stage in recipe.dense
         ]
         self.dim: int = self._dense[-1][0].shape[0] if self._dense else self.config.dim
         self.max_length = self.tokenizer.max_length
-        self.prompts: dict[str, str] = dict(source.recipe.prompts)
+        self.prompts: dict[str, str] = dict(recipe.prompts)
         self._has_warned = False
 
     # ---- vectors ----
@@ -145,7 +154,7 @@ class SentenceModel:
     ) -> np.ndarray:
         """How well each text answers query, by a cross-encoder: float32 [n], in order. 0 to 1, unless the model's folder
         says that its output is taken as it is. Raises TypeError, or ValueError, also for a model without such a head."""
-        head = self.config.head
+        head = self._head
         if head is None:
             raise ValueError(f"rerank: {self.name} is no cross-encoder; use embed, and the products of its vectors")
         if head.classes != 1:
@@ -155,14 +164,15 @@ class SentenceModel:
             raise TypeError(f"rerank: query must be a string of UTF-8 text; got {type(query).__name__} {query!r:.40}")
         listed = _as_list("rerank", texts)
         self._check("rerank", listed, 0)
-        scores = np.empty(len(listed), np.float32)
+        encoder, scores = self.encoder, np.empty(len(listed), np.float32)
+        assert isinstance(encoder, Encoder)
         with _bar(len(listed), show_progress) as bar:
             for first in range(0, len(listed), WINDOW):
                 pairs: list[Pair] = [(query, text) for text in listed[first : first + WINDOW]]
                 encoded = self.tokenizer.encode("rerank", pairs, first, truncate=truncate)
                 self._warn_of_cut("rerank", encoded)
                 for places, hidden, starts in self._run(encoded, batch_tokens):
-                    logits = self.encoder.classify(pool(hidden, starts, head.pooling))[:, 0]
+                    logits = encoder.classify(pool(hidden, starts, head.pooling))[:, 0]
                     scores[first + places] = logits
                     bar.update(len(places))
         return 1 / (1 + np.exp(-scores)) if self._score_activation == "sigmoid" else scores
@@ -186,7 +196,7 @@ class SentenceModel:
             "weights": {"asked": self.encoder.weights, "matrices": kinds, "bytes": self.encoder.nbytes},
             "dim": self.dim,
             "max_length": self.max_length,
-            "pooling": None if self.config.head else self.recipe.pooling,
+            "pooling": None if self._head else self.recipe.pooling,
             "prompts": dict(self.prompts),
         }
 
@@ -254,7 +264,7 @@ class SentenceModel:
         return self.prompts[name]
 
     def _need_no_head(self, op: str) -> None:
-        if self.config.head is not None:
+        if self._head is not None:
             raise ValueError(f"{op}: {self.name} is a cross-encoder or classifier, which gives no vectors; use rerank")
 
     # ---- from tokens to vectors ----
@@ -277,7 +287,7 @@ class SentenceModel:
         for places in _batches(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
             starts = np.concatenate([[0], np.cumsum(lengths[places])])
             ids = np.concatenate([encoded.ids[place] for place in places])
-            types = np.concatenate([encoded.types[place] for place in places]) if self.config.token_types > 1 else None
+            types = np.concatenate([encoded.types[place] for place in places]) if self._has_types else None
             yield places, self.encoder.forward(ids, starts, types), starts
 
 
@@ -285,14 +295,40 @@ def load_sentence_model(
     path_or_name: str | Path,
     weights: str = "auto",
     *,
+    context: int | None = None,
     offline: bool | None = None,
     revision: str | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> SentenceModel:
-    """The model in an encoder's folder, or of a name "org/name"; see open_encoder for what is opened and raised."""
+    """The model in an encoder's folder, or of a name "org/name"; or a decoder whose folder says how its hidden states become
+    vectors (modules.json). See open_encoder for what is opened and raised; context: of a decoder, the longest text."""
+    folder = Path(path_or_name)
+    if folder.is_dir() and not is_encoder_folder(folder) and is_sentence_folder(folder):
+        return _load_decoder(folder, weights, context, name or folder.resolve().name, progress)
     source = open_encoder(path_or_name, offline=offline, revision=revision, name=name)
-    return SentenceModel(source, weights, progress=progress)
+    tokenizer = _tokenizer(source.path, source.config, source.recipe)
+    encoder = Encoder(source, weights, progress=progress)
+    return SentenceModel(encoder, tokenizer, source.recipe, source.name, score_activation=source.score_activation)
+
+
+def _load_decoder(folder: Path, weights: str, context: int | None, name: str, progress: bool) -> SentenceModel:
+    source = open_folder(transformer_folder(folder), context, name, body_only=True)
+    recipe = read_recipe(folder, source.config.dim)
+    tokenizer = _tokenizer(source.path, source.config, recipe)
+    return SentenceModel(DecoderStates(Decoder(source, weights, progress=progress)), tokenizer, recipe, name)
+
+
+def sentence_model_of(decoder: Decoder, tokenizer: Tokenizer, name: str, pooling: str) -> SentenceModel:
+    """Vectors from the hidden states of a language model that is open already, and shares its weights."""
+    sentence_tokenizer = SentenceTokenizer.of(tokenizer, decoder.config.context)
+    return SentenceModel(DecoderStates(decoder), sentence_tokenizer, SentenceRecipe(pooling=pooling), name)
+
+
+def _tokenizer(folder: Path, config: EncoderConfig | ModelConfig, recipe: SentenceRecipe) -> SentenceTokenizer:
+    return SentenceTokenizer(
+        folder, vocab=config.vocab, context=config.context, max_length=recipe.max_length, lower_case=recipe.lower_case
+    )
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

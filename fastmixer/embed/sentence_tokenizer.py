@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmixer.text.conventions import TOKENIZER_CONFIG, read_object
-from fastmixer.text.tokenizer import FILE, inner_from
+from fastmixer.text.tokenizer import FILE, Tokenizer, inner_from
 
 Pair = tuple[str, str]
 
@@ -39,16 +39,43 @@ class SentenceTokenizer:
         path = folder / FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; without it texts cannot become tokens")
-        self._inner: Any = inner_from(path)
-        size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
+        inner: Any = inner_from(path)
+        size = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
         if size > vocab:
             raise ValueError(f"{path} has {size} pieces, the model's vocab is {vocab}: they do not belong together")
-        said = read_object(folder / TOKENIZER_CONFIG).get("model_max_length")
+        settings = read_object(folder / TOKENIZER_CONFIG)
+        said = settings.get("model_max_length")
         limits = [context, max_length, said if isinstance(said, int | float) and said >= 1 else None]
-        self.max_length = int(min(limit for limit in limits if limit is not None))
+        self._prepare(inner, int(min(limit for limit in limits if limit is not None)), lower_case, str(path))
+        if settings.get("add_eos_token") is True and not self._inner.encode("").ids:
+            raise ValueError(
+                f"{folder / TOKENIZER_CONFIG}: add_eos_token is true, but {FILE} puts no token behind a text; how they go "
+                "together is not known"
+            )
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, context: int) -> "SentenceTokenizer":
+        """A language model's tokenizer: texts as its prompts, begun as it wants them, of at most context tokens."""
+        import tokenizers
+        from tokenizers.processors import TemplateProcessing
+
+        made = cls.__new__(cls)
+        inner: Any = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+        begin = tokenizer.begin_id
+        if tokenizer.adds_begin and begin is not None:
+            piece = inner.id_to_token(begin)
+            inner.post_processor = TemplateProcessing(single=[piece, "$A"], special_tokens=[(piece, begin)])
+        else:
+            inner.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+        made._prepare(inner, context, False, tokenizer.name)
+        return made
+
+    def _prepare(self, inner: Any, max_length: int, lower_case: bool, where: str) -> None:
+        """Truncation at max_length, no padding; where: for errors."""
+        self._inner, self.max_length = inner, max_length
         special = self._inner.num_special_tokens_to_add(True)
         if self.max_length <= special:
-            raise ValueError(f"{path}: a text of {self.max_length} tokens has no room beside {special} special ones")
+            raise ValueError(f"{where}: a text of {self.max_length} tokens has no room beside {special} special ones")
         self._inner.no_padding()
         self._inner.no_truncation()
         self._uncut_text = self._inner.to_str()

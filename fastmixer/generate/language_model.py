@@ -3,9 +3,9 @@
 Any number of threads and coroutines may use one model; their sequences share its steps. Knows nothing of files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,9 +14,12 @@ from fastmixer.generate.options import OPTION_NAMES, Generation, Options, make_o
 from fastmixer.generate.scheduler import Scheduler
 from fastmixer.generate.sequence import Sequence as Written
 from fastmixer.generate.stream import AsyncTextStream, TextStream, Waiter, result_of
-from fastmixer.ops.checks import check_id_range, check_integer
+from fastmixer.ops.checks import check_choice, check_id_range, check_integer
 from fastmixer.text.chat import render_chat
 from fastmixer.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fastmixer.embed.sentence_model import SentenceModel
 
 CHAT_TOKENS = 512  # max_new_tokens of a chat, unless it is told
 
@@ -165,6 +168,27 @@ class LanguageModel:
         if len(ids) < 2:
             raise ValueError(f"perplexity: text must have at least two tokens; got {len(ids)}")
         return measure.perplexity(self.decoder, ids, window, stride, self.scheduler.cache_dtype, progress)
+
+    # ---- vectors ----
+
+    def embedder(self, pooling: str) -> "SentenceModel":
+        """A model of vectors over these weights. pooling: "last" (of causal models the one token that has seen the whole
+        text), "mean", "max" or "cls" (the first token). Models trained to write give middling vectors."""
+        from fastmixer.embed.sentence_model import sentence_model_of
+        from fastmixer.weights.encoder_recipe import POOLINGS
+
+        check_choice("embed", "pooling", pooling, POOLINGS)
+        return sentence_model_of(self.decoder, self._need_tokenizer("embed"), self.name, pooling)
+
+    def embed(self, texts: str | Iterable[str], *, pooling: str | None = None, **options: Any) -> np.ndarray:
+        """float32 [n, dim] of texts; see SentenceModel.embed for options. A language model's folder does not say how its
+        hidden states become vectors, so pooling must; see embedder. ValueError without it."""
+        if pooling is None:
+            raise ValueError(
+                f"embed: {self.name} is a language model without pooling files (modules.json, 1_Pooling); give "
+                "pooling='last' or 'mean', or load a model that is made for vectors"
+            )
+        return self.embedder(pooling).embed(texts, **options)
 
     # ---- the model itself ----
 

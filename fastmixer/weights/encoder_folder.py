@@ -8,7 +8,7 @@ from pathlib import Path
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.weights.encoder_architectures import ENCODERS, read_encoder_config
 from fastmixer.weights.encoder_names import encoder_places, plain_encoder_name
-from fastmixer.weights.encoder_recipe import SentenceRecipe, read_recipe, transformer_folder
+from fastmixer.weights.encoder_recipe import MODULES, SentenceRecipe, read_recipe, transformer_folder
 from fastmixer.weights.folder import CONFIG
 from fastmixer.weights.hf_folder import weight_files
 from fastmixer.weights.hub import download, is_hub_name
@@ -39,6 +39,11 @@ def is_encoder_folder(folder: str | Path) -> bool:
     """Whether a folder holds an encoder, by the model_type in its config.json. ValueError for files that are damaged."""
     path = transformer_folder(Path(folder)) / CONFIG
     return path.is_file() and read_object(path).get("model_type") in ENCODERS
+
+
+def is_sentence_folder(folder: str | Path) -> bool:
+    """Whether a folder says how texts become vectors: an encoder's, or any that sentence-transformers wrote."""
+    return is_encoder_folder(folder) or (Path(folder) / MODULES).exists()
 
 
 def open_encoder(

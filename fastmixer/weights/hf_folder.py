@@ -24,10 +24,13 @@ INDEX, GENERATION = "model.safetensors.index.json", "generation_config.json"
 MAX_SHARDS = 2000
 
 
-def open_folder(folder: str | Path, context: int | None = None, name: str | None = None) -> ModelSource:
+def open_folder(
+    folder: str | Path, context: int | None = None, name: str | None = None, *, body_only: bool = False
+) -> ModelSource:
     """The model in a folder with a config.json, whoever wrote it; its tensors are views of the mapped files.
 
-    context: the longest sequence to make ready for, up to the model's own (None). Raises FileNotFoundError, or ValueError
+    context: the longest sequence to make ready for, up to the model's own (None). body_only: for hidden states, without a
+    head (which need not be there; the embedding stands in its place) and tokenizer. Raises FileNotFoundError, or ValueError
     that names file, field and value.
     """
     folder = Path(folder)
@@ -37,13 +40,13 @@ def open_folder(folder: str | Path, context: int | None = None, name: str | None
     if values.get("model_type") == FORMAT:
         config, tensors = _own(values, where, files, context)
     else:
-        config, tensors = _others(values, where, files, context)
+        config, tensors = _others(values, where, files, context, body_only)
     return ModelSource(
         name=name or folder.resolve().name,
         path=folder,
         config=config,
         tensors=tensors,
-        tokenizer=_tokenizer(folder, config),
+        tokenizer=None if body_only else _tokenizer(folder, config),
         generation=_generation(folder),
     )
 
@@ -66,9 +69,11 @@ def _own(
 
 
 def _others(
-    values: dict[str, Any], where: str, files: "TensorFiles", context: int | None
+    values: dict[str, Any], where: str, files: "TensorFiles", context: int | None, body_only: bool
 ) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
     config = read_config(values, where, context)
+    if body_only:
+        config = replace(config, tied_head=True)
     architecture, _ = architecture_of(values, where)
     files.rename(lambda name: plain_name(architecture, name))
     if config.tied_head:  # some files hold the embedding a second time

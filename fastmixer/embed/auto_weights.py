@@ -1,0 +1,69 @@
+"""weights="auto" of an encoder: the fastest kind for this processor that keeps its vectors, tried on a few sentences.
+
+Knows nothing of what is done with the vectors, or of files.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastmixer.embed.pooling import pool, unit_length
+from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
+from fastmixer.kernels.select import implementation
+from fastmixer.model.encoder import Encoder
+
+if TYPE_CHECKING:
+    from fastmixer.weights.encoder_folder import EncoderSource
+
+# The least cosine with float32's vector that a kind has to keep, in every one of the sentences.
+GATES = {"int8": 0.995, "bfloat16": 0.9995}
+# What an implementation's name ends with, if its instructions multiply that kind faster than float32; fastest first.
+FASTER = {"int8": ("_vnni", "_bf16"), "bfloat16": ("_bf16",)}
+SENTENCES = (  # from Alice in Wonderland, and some that are unlike it
+    "Down, down, down.",
+    "There was nothing so very remarkable in that; nor did Alice think it so very much out of the way to hear the Rabbit "
+    "say to itself, `Oh dear! Oh dear! I shall be late!'",
+    "The first thing she heard was a general chorus of `There goes Bill!'",
+    "`Would you tell me, please, which way I ought to go from here?'",
+    "The bank by the river was flooded.",
+    "Alice introduced Bob to Chloe at a networking event last year.",
+    "error: index 17 is out of range for axis 0 with size 12",
+    "price",
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """kind: what the weights are kept as; tried: the least cosine of each kind that was tried, the chosen one last (float32
+    needs no trial)."""
+
+    kind: str
+    tried: dict[str, float]
+
+
+def fastest_accurate(source: "EncoderSource", tokenizer: SentenceTokenizer, progress: bool) -> tuple[Encoder, Choice]:
+    """The encoder whose weights are kept in the first of the kinds that are fast here and pass their gate, else float32."""
+    name, tried = implementation("encoder"), {}
+    plain: Encoder | None = None
+    truth = np.empty(0)
+    for kind, endings in FASTER.items():
+        if not name.endswith(endings):
+            continue
+        if plain is None:
+            plain = Encoder(source, "float32", progress=progress)
+            truth = _vectors(plain, source, tokenizer)
+        encoder = Encoder(source, kind, progress=progress)
+        tried[kind] = float((_vectors(encoder, source, tokenizer) * truth).sum(axis=1).min())
+        if tried[kind] >= GATES[kind]:
+            return encoder, Choice(kind, tried)
+    return plain or Encoder(source, "float32", progress=progress), Choice("float32", tried)
+
+
+def _vectors(encoder: Encoder, source: "EncoderSource", tokenizer: SentenceTokenizer) -> np.ndarray:
+    """float32 [sentences, dim] of unit length."""
+    ids = tokenizer.encode("load", SENTENCES).ids
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
+    head = source.config.head
+    pooling = source.recipe.pooling if head is None else head.pooling
+    return unit_length(pool(encoder.forward(np.concatenate(ids), starts), starts, pooling))
