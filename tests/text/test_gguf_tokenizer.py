@@ -210,6 +210,7 @@ def test_what_is_refused(name, changes, problem):
 
 
 def test_vocabularies_made_to_take_all_time_are_refused_at_once():
+    """The first is CVE-2025-49847: a piece so long that its length is negative as a 32-bit number."""
     start = time.monotonic()
     many = [f"{index:05}" + "a" * 900 for index in range(1500)]
     for fields, problem in (
@@ -219,6 +220,14 @@ def test_vocabularies_made_to_take_all_time_are_refused_at_once():
         with pytest.raises(ValueError, match=f"^{re.escape(f'model.gguf: {PREFIX}{problem}')}"):
             tokenizer_from_gguf(stored_fields("spm", **fields), "model.gguf")
     assert time.monotonic() - start < 2
+
+
+def test_the_number_of_ids_of_a_long_text_is_what_it_is():
+    """CVE-2025-52566: more ids than the caller had said there is room for. Here the caller never says."""
+    tokenizer = tokenizer_from_gguf(stored_fields("llama3"), "x.gguf")
+    text = "\n!" * 200_000
+    ids = tokenizer.encode(text)
+    assert len(ids) == 200_001 and tokenizer.decode(ids) == text
 
 
 def test_a_chat_template_must_be_text():
