@@ -12,8 +12,8 @@ import click
 from fastmixer import __version__
 
 COMMANDS = (
-    "quickstart", "train", "train-embedder", "generate", "chat", "info", "convert", "perplexity", "tokenize", "bench",
-    "show-config",
+    "quickstart", "train", "train-embedder", "generate", "chat", "info", "convert", "perplexity", "embed", "search",
+    "tokenize", "bench", "show-config",
 )  # fmt: skip
 
 # What a command may raise because of what it was given: shown as one line. Anything else is a defect, with its traceback.

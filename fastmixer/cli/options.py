@@ -132,10 +132,36 @@ def load_language_model(
         model, weights=weights, cache=cache, context=context, packed_cache=packed_cache, offline=offline or None
     )
     if not isinstance(opened, LanguageModel):
-        raise ValueError(
-            f"{model} is an encoder, which writes no text; from Python, fastmixer.load(...).embed takes texts"
-        )
+        raise ValueError(f"{model} makes vectors, and writes no text; `fastmixer embed` takes texts")
     return opened
+
+
+pooling = click.option(
+    "--pooling",
+    help="How a language model's tokens become one vector: last, mean, max or cls (default: as the model's folder says).",
+)
+prompts = _several(
+    click.option("--prompt", help="What is put before each text (default: the model's default prompt, if any)."),
+    click.option("--prompt-name", help="One of the model's own prompts (default: see --prompt)."),
+)
+
+
+def load_sentence_model(model: str, weights: str, pooling: str | None, offline: bool) -> Any:
+    """The model, which must be one that makes vectors, or be told how."""
+    from fastmixer.embed import SentenceModel
+    from fastmixer.opening import load
+
+    opened = load(model, weights=weights, offline=offline or None)
+    if isinstance(opened, SentenceModel):
+        if pooling is not None:
+            raise ValueError(f"{model} says itself how it makes vectors ({opened.recipe.pooling}); leave --pooling out")
+        return opened
+    if pooling is None:
+        raise ValueError(
+            f"{model} is a language model without pooling files (modules.json, 1_Pooling); give --pooling last or mean, or "
+            "a model that is made for vectors"
+        )
+    return opened.embedder(pooling)
 
 
 def text_from_stdin(data: bytes) -> str:

@@ -5,10 +5,11 @@ first, and what comes out stands in the caller's order. Knows nothing of files b
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class SentenceModel:
         batch_tokens = _positive("embed_to", "batch_tokens", batch_tokens)
         before = self._prompt("embed_to", prompt, prompt_name)
         _need_texts("embed_to", texts)
-        count = len(texts) if isinstance(texts, Sequence) else None
+        count = length_hint(texts) or None
         with VectorFile(path, self.dim, dtype) as file, _bar(count, show_progress) as bar:
             for encoded in self._windows("embed_to", texts, before, truncate):
                 self._warn_of_cut("embed_to", encoded)

@@ -147,4 +147,4 @@ def test_an_encoder_writes_no_text(run, tmp_path):
     for command in (["generate", folder, "hello"], ["chat", folder]):
         result = run(*command)
         assert result.exit_code == 1
-        assert result.output.startswith(f"Error: {folder} is an encoder, which writes no text; from Python, ")
+        assert result.output.startswith(f"Error: {folder} makes vectors, and writes no text; `fastmixer embed` takes texts")
