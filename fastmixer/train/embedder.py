@@ -17,7 +17,14 @@ import numpy as np
 from fastmixer.data.pairs import TextPair, as_pairs, read_pairs
 from fastmixer.embed.pooling import pool
 from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
-from fastmixer.model.trainable_encoder import PRECISIONS, TRAINED, TrainableEncoder, numbers_per_token, untrainable
+from fastmixer.model.trainable_encoder import (
+    EMBEDDINGS,
+    PRECISIONS,
+    TRAINED,
+    TrainableEncoder,
+    numbers_per_token,
+    untrainable,
+)
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.train.contrastive import MAX_SCALE, POOLINGS, contrastive_loss
@@ -299,7 +306,10 @@ class EmbedderTrainer:
         available = available_memory()
         order = batches(len(self.pairs), self.batch, self.settings.seed)
         tokens = max(int(self.pairs.lengths[self.pairs.rows_of(next(order))].sum()) for _ in range(steps))
-        weights = FLOAT * OPTIMIZER_COPIES * sum(math.prod(t.shape) for t in self.source.tensors.values())
+        weights = 0
+        for name, tensor in self.source.tensors.items():
+            frozen = self.settings.freeze_embeddings and name.startswith(EMBEDDINGS)
+            weights += FLOAT * (1 if frozen else OPTIMIZER_COPIES) * math.prod(tensor.shape)
         activations = FLOAT * tokens * numbers_per_token(self.source.config)
         if available is not None and weights + activations > available:
             raise MemoryError(

@@ -96,6 +96,37 @@ def test_frozen_embeddings_stay(model, tmp_path):
     assert frozen <= same and {name for name in before if name.startswith("encoder.")}.isdisjoint(same)
 
 
+def test_the_learning_rate_warms_up_and_ends_at_nothing(model, tmp_path, monkeypatch):
+    rates = {}
+    for name, options in (("usual", {}), ("given", {"warmup": 4, "schedule": "constant"})):
+        trainer = fm.EmbedderTrainer(model, made_pairs(40), out=tmp_path / name, **{**QUICK, "steps": 20, **options})
+        step, seen = trainer.optimizer.step, rates.setdefault(name, [])
+        monkeypatch.setattr(
+            trainer.optimizer, "step", lambda rate, seen=seen, step=step: seen.append(rate) or step(rate)
+        )
+        trainer.fit()
+    assert rates["given"] == [0.25 * 3e-3, 0.5 * 3e-3, 0.75 * 3e-3, *[3e-3] * 17]
+    assert rates["usual"][:3] == [0.5 * 3e-3, 3e-3, 3e-3] and rates["usual"][-1] == 0
+    assert (np.diff(rates["usual"][2:]) < 0).all()
+
+
+def test_dropout_is_drawn_anew_at_each_step_and_not_when_evaluated(model, tmp_path):
+    pairs = made_pairs(8)
+    still = tune(model, tmp_path / "a", pairs, learning_rate=0, dropout=0)[1].losses
+    moved = tune(model, tmp_path / "b", pairs, learning_rate=0, dropout=0.3, evaluation=pairs)[1]
+    assert np.ptp(still) < 1e-5 and len(set(moved.losses)) == 4 and np.ptp(moved.losses) > 1e-3
+    assert moved.before == moved.after
+
+
+def test_vectors_do_not_depend_on_how_many_go_at_once(model, tmp_path, monkeypatch):
+    trainer = fm.EmbedderTrainer(model, made_pairs(12), out=tmp_path / "tuned", **QUICK)
+    rows = np.array([7, 3, 11, 0, 20, 5])
+    whole = trainer.vectors(trainer.pairs, rows)
+    monkeypatch.setattr(embedder, "EVALUATED_TOKENS", 12)
+    np.testing.assert_allclose(trainer.vectors(trainer.pairs, rows), whole, atol=1e-6)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+
+
 def test_the_last_batch_of_one_pair_is_left_out_and_each_epoch_has_its_own_order():
     for count, sizes in ((9, [4, 4]), (10, [4, 4, 2]), (3, [3]), (4, [4])):
         assert batches_in_epoch(count, 4) == len(sizes)
