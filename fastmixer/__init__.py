@@ -80,7 +80,15 @@ if TYPE_CHECKING:
     from fastmixer.train import Trainer as Trainer
 
 
+if TYPE_CHECKING:
+    from fastmixer import sklearn as sklearn
+
+_EXTRAS = ("sklearn",)  # modules that need what not everybody has installed; not in __all__
+
+
 def __getattr__(name: str) -> Any:
+    if name in _EXTRAS:
+        return import_module(f"fastmixer.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastmixer' has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)
@@ -89,4 +97,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_EXTRAS})

@@ -7,6 +7,7 @@ first, and what comes out stands in the caller's order. Knows nothing of files b
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from fastmixer.embed.auto_weights import Choice, fastest_accurate
 from fastmixer.embed.decoder_states import DecoderStates
 from fastmixer.embed.pooling import pool, unit_length
 from fastmixer.embed.sentence_tokenizer import Encoded, Pair, SentenceTokenizer
 from fastmixer.embed.vector_file import VectorFile
 from fastmixer.model.config import ModelConfig
-from fastmixer.model.decoder import PROGRESS_AFTER, Decoder
+from fastmixer.model.decoder import PROGRESS_AFTER, WEIGHTS, Decoder
 from fastmixer.model.encoder import Encoder, dense
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.ops.checks import check_choice
@@ -46,7 +48,8 @@ class Ranked:
 
 class SentenceModel:
     """What load_sentence_model opens: an encoder, or a decoder's states; its tokenizer; and how vectors are made of its
-    hidden states. score_activation: what a cross-encoder's single output passes through.
+    hidden states. score_activation: what a cross-encoder's single output passes through; choice: how weights="auto" was
+    decided, if it was.
 
     dim: of its vectors; max_length: tokens of a text; prompts: what may stand before a text, by name. One object may be
     used from several threads.
@@ -54,14 +57,14 @@ class SentenceModel:
 
     def __init__(
         self, encoder: Encoder | DecoderStates, tokenizer: SentenceTokenizer, recipe: SentenceRecipe, name: str, *,
-        score_activation: str = "sigmoid",
+        score_activation: str = "sigmoid", choice: Choice | None = None,
     ):  # fmt: skip
         self.encoder, self.tokenizer, self.recipe, self.name = encoder, tokenizer, recipe, name
         self.config = encoder.config
         self._head, self._has_types = None, False
         if isinstance(encoder, Encoder):
             self._head, self._has_types = encoder.config.head, encoder.config.token_types > 1
-        self._score_activation = score_activation
+        self._score_activation, self._choice = score_activation, choice
         self._dense = [
             (stage.weight.values(), None if stage.bias is None else stage.bias.values(), stage.activation)
             for stage in recipe.dense
@@ -70,6 +73,17 @@ class SentenceModel:
         self.max_length = self.tokenizer.max_length
         self.prompts: dict[str, str] = dict(recipe.prompts)
         self._has_warned = False
+        self._origin: tuple[Any, ...] | None = None  # what load_sentence_model was given
+
+    def __deepcopy__(self, memo: Any) -> "SentenceModel":
+        """Itself: nothing of it changes, and its weights are large. (scikit-learn copies parameters of what it clones.)"""
+        return self
+
+    def __reduce__(self) -> Any:
+        """A pickle holds the place of the files, not the weights."""
+        if self._origin is None:
+            raise TypeError(f"{self.name} was not opened from a folder of its own, so it cannot be pickled")
+        return _reopen, self._origin
 
     # ---- vectors ----
 
@@ -187,14 +201,19 @@ class SentenceModel:
     # ---- the model itself ----
 
     def info(self) -> dict[str, Any]:
-        """What the model is made of, how its weights are kept, the memory they take (bytes), and how it makes vectors."""
+        """What the model is made of, how its weights are kept, the memory they take (bytes), and how it makes vectors. Of
+        weights="auto" in an encoder also what was tried: the least cosine that each kind kept of float32's vectors."""
+        choice = self._choice
         kinds: dict[str, int] = {}
         for kind in self.encoder.kinds.values():
             kinds[kind] = kinds.get(kind, 0) + 1
         return {
             "name": self.name,
             "architecture": asdict(self.config),
-            "weights": {"asked": self.encoder.weights, "matrices": kinds, "bytes": self.encoder.nbytes},
+            "weights": {
+                "asked": self.encoder.weights if choice is None else "auto", "matrices": kinds, "bytes": self.encoder.nbytes,
+                **({} if choice is None else {"chosen": choice.kind, "tried": dict(choice.tried)}),
+            },
             "dim": self.dim,
             "max_length": self.max_length,
             "pooling": None if self._head else self.recipe.pooling,
@@ -284,6 +303,12 @@ class SentenceModel:
 
     def _run(self, encoded: Encoded, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(places among them, hidden float32 [tokens, dim], starts int64 [texts + 1]) of one batch after another."""
+        if len(encoded.ids) == 1:  # the short way: what follows would take as long as a twentieth of the encoder's work
+            (ids,) = encoded.ids
+            types = encoded.types[0] if self._has_types else None
+            starts = np.array([0, len(ids)])
+            yield np.zeros(1, np.int64), self.encoder.forward(ids, starts, types), starts
+            return
         lengths = np.array([len(row) for row in encoded.ids])
         for places in _batches(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
             starts = np.concatenate([[0], np.cumsum(lengths[places])])
@@ -303,14 +328,36 @@ def load_sentence_model(
     progress: bool = True,
 ) -> SentenceModel:
     """The model in an encoder's folder, or of a name "org/name"; or a decoder whose folder says how its hidden states become
-    vectors (modules.json). See open_encoder for what is opened and raised; context: of a decoder, the longest text."""
+    vectors (modules.json). See open_encoder for what is opened and raised; context: of a decoder, the longest text.
+
+    weights: "float32", "bfloat16", "int8" or "int4" (see model.encoder.Encoder), or "auto": the fastest of the first three
+    on this processor that keeps an encoder's vectors (embed/auto_weights.py; info() tells); of a decoder see Decoder."""
+    check_choice("load", "weights", weights, WEIGHTS)
     folder = Path(path_or_name)
     if folder.is_dir() and not is_encoder_folder(folder) and is_sentence_folder(folder):
-        return _load_decoder(folder, weights, context, name or folder.resolve().name, progress)
-    source = open_encoder(path_or_name, offline=offline, revision=revision, name=name)
-    tokenizer = _tokenizer(source.path, source.config, source.recipe)
-    encoder = Encoder(source, weights, progress=progress)
-    return SentenceModel(encoder, tokenizer, source.recipe, source.name, score_activation=source.score_activation)
+        model = _load_decoder(folder, weights, context, name or folder.resolve().name, progress)
+    else:
+        source = open_encoder(path_or_name, offline=offline, revision=revision, name=name)
+        tokenizer = _tokenizer(source.path, source.config, source.recipe)
+        choice: Choice | None = None
+        if weights == "auto":
+            encoder, choice = fastest_accurate(source, tokenizer, progress)
+        else:
+            encoder = Encoder(source, weights, progress=progress)
+        model = SentenceModel(
+            encoder, tokenizer, source.recipe, source.name, score_activation=source.score_activation, choice=choice
+        )
+    place = folder.resolve() if folder.is_dir() else path_or_name
+    model._origin = (place, weights, context, offline, revision, name)
+    return model
+
+
+def _reopen(
+    place: str | Path, weights: str, context: int | None, offline: bool | None, revision: str | None, name: str | None
+) -> SentenceModel:
+    return load_sentence_model(
+        place, weights, context=context, offline=offline, revision=revision, name=name, progress=False
+    )
 
 
 def _load_decoder(folder: Path, weights: str, context: int | None, name: str, progress: bool) -> SentenceModel:
@@ -363,10 +410,21 @@ def _positive(op: str, name: str, value: int) -> int:
 
 def _bar(total: int | None, show_progress: bool | None) -> Any:
     """A progress bar over texts; None: it shows once a second has passed."""
+    if show_progress is False or (show_progress is None and total is not None and total <= FEW):
+        return _NoBar()
     from tqdm import tqdm
 
-    hidden = show_progress is False or (show_progress is None and total is not None and total <= FEW)
     return tqdm(
-        total=total, desc="embedding", unit=" texts", delay=PROGRESS_AFTER if show_progress is None else 0, disable=hidden,
+        total=total, desc="embedding", unit=" texts", delay=PROGRESS_AFTER if show_progress is None else 0,
         dynamic_ncols=True, leave=False,
     )  # fmt: skip
+
+
+class _NoBar(AbstractContextManager[Any]):
+    """Where none is shown: tqdm takes 40 us to be told so, a text alone 1 ms."""
+
+    def update(self, count: int) -> None:
+        """As tqdm's."""
+
+    def __exit__(self, *raised: object) -> None:
+        """As tqdm's."""
