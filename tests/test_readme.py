@@ -1,10 +1,12 @@
 """The README's Python runs as it stands there, and its commands exist with the options it names."""
 
+import asyncio
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from cached_models import MINILM, NotAvailable, cached_folder
 from click.testing import CliRunner
 
 from fastmixer.cli.main import main
@@ -12,6 +14,7 @@ from fastmixer.text.assets import alice_text
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM_NAME = "all-MiniLM-L6-v2"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 
 
@@ -21,7 +24,9 @@ def test_python_runs(tmp_path, monkeypatch, capsys):
     options = "--context 32 --steps 3 --batch 2 --vocab-size 400 --no-progress".split()
     assert CliRunner().invoke(main, ["train", "book.txt", "--out", "runs/book", *options]).exit_code == 0
     names = {}
-    blocks = [code for language, code in BLOCKS if language == "python" and GGUF not in code]
+    blocks = [
+        code for language, code in BLOCKS if language == "python" and GGUF not in code and MINILM_NAME not in code
+    ]
     assert len(blocks) == 2
     for code in blocks:
         code = code.replace("max_new_tokens=64", "max_new_tokens=4").replace('"river", k=5', '" the", k=5')
@@ -66,3 +71,40 @@ def test_commands_over_a_model_file_run(folder_with_a_model):
         assert result.exit_code == 0 and result.stdout, result.output
         if "generate" in command:
             assert result.stdout.startswith("The capital of France is Paris")
+
+
+@pytest.fixture
+def folder_with_an_encoder(tmp_path, monkeypatch):
+    try:
+        folder = cached_folder(MINILM)
+    except NotAvailable as error:
+        pytest.skip(str(error))
+    monkeypatch.chdir(tmp_path)
+    Path(MINILM_NAME).symlink_to(folder)
+    Path("sentences.txt").write_text("The bank by the river\nThe White Rabbit took a watch out of its pocket.\nAlice\n")
+
+
+def test_python_over_an_encoder_runs(folder_with_an_encoder):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    (code,) = [code for language, code in BLOCKS if language == "python" and MINILM_NAME in code]
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["vectors"].shape == (2, 384) and names["ids"].tolist() == [[1]]
+    assert names["classifier"].predict(["an ocean", "a prince"]).tolist() == ["water", "people"]
+    # as LangChain calls it: lists of floats, the same from coroutines
+    embeddings, texts = names["Embeddings"](), ["The bank by the river", "Alice"]
+    documents, query = embeddings.embed_documents(texts), embeddings.embed_query("Alice")
+    assert [len(vector) for vector in documents] == [384, 384] and type(documents[0][0]) is float is type(query[0])
+    assert query == pytest.approx(documents[1], abs=1e-3) and embeddings.embed_documents([]) == []
+    assert asyncio.run(embeddings.aembed_documents(texts)) == documents
+    assert asyncio.run(embeddings.aembed_query("Alice")) == query
+
+
+def test_commands_over_an_encoder_run(folder_with_an_encoder):
+    embed, search = (command for command in commands() if command.startswith(("fastmixer embed", "fastmixer search")))
+    result = CliRunner().invoke(main, shlex.split(embed)[1:])
+    assert result.exit_code == 0 and result.stdout.startswith("3 texts, 384 float32 numbers each"), result.output
+    result = CliRunner().invoke(main, shlex.split(search)[1:])
+    assert result.exit_code == 0 and result.stdout.splitlines()[0].endswith(
+        "2  The White Rabbit took a watch out of its pocket."
+    )
