@@ -19,7 +19,7 @@ def llama_cpp_reply(path, prompt, tokens):
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 256, 1, False, -1
-    params.cpuparams.n_threads = 2
+    params.cpuparams.n_threads = 1  # more of them wait for each other in a loop: a minute where something else runs
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     request = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "n_probs": TOP, "ignore_eos": True}
@@ -37,14 +37,19 @@ def transformers_logprobs(folder, ids):
         return torch.log_softmax(model(torch.tensor([ids])).logits[0], -1).numpy()
 
 
-@pytest.mark.parametrize("type_name", [None, "BF16", "Q8_0"])
-def test_llama_cpp_says_the_same_from_our_file(tmp_path, smollm2_path, type_name):
-    """As stored: the very numbers. In a finer type: the same greedy text."""
-    pytest.importorskip("xllamacpp")
+@pytest.fixture(scope="module")
+def smollm2_reply(smollm2_path):
+    """(prompt, ids, steps) of the file as it came."""
     prompt = open_gguf(smollm2_path).tokenizer.encode("The capital of France is").tolist()
+    return prompt, *llama_cpp_reply(smollm2_path, prompt, 12)
+
+
+@pytest.mark.parametrize("type_name", [None, "BF16", "Q8_0"])
+def test_llama_cpp_says_the_same_from_our_file(tmp_path, smollm2_path, smollm2_reply, type_name):
+    """As stored: the very numbers. In a finer type: the same greedy text."""
+    prompt, expected_ids, expected = smollm2_reply
     path = convert(open_gguf(smollm2_path), tmp_path / "m.gguf", type_name)
     ids, steps = llama_cpp_reply(path, prompt, 12)
-    expected_ids, expected = llama_cpp_reply(smollm2_path, prompt, 12)
     assert ids == expected_ids
     if type_name is None:
         assert steps == expected
