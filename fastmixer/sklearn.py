@@ -83,20 +83,21 @@ class Embedder(TransformerMixin, BaseEstimator):
         return np.array([f"embedder{i}" for i in range(self._sentence_model().dim)], object)
 
     def _sentence_model(self) -> SentenceModel:
-        if isinstance(self.model, SentenceModel):
-            return self.model
-        key = (str(self.model), self.weights, self.pooling, self.offline)
+        place = self.model
+        if isinstance(place, SentenceModel):
+            return place
+        key = (str(place), self.weights, self.pooling, self.offline)
         held: tuple[Any, SentenceModel] | None = getattr(self, "_held", None)
         if held is None or held[0] != key:
             with _lock:
                 found = _opened.get(key)
                 if found is None:
-                    found = _opened[key] = self._open()
+                    found = _opened[key] = self._open(place)
             held = self._held = (key, found)
         return held[1]
 
-    def _open(self) -> SentenceModel:
-        opened = load(self.model, weights=self.weights, offline=self.offline, progress=bool(self.show_progress))
+    def _open(self, place: str | Path) -> SentenceModel:
+        opened = load(place, weights=self.weights, offline=self.offline, progress=bool(self.show_progress))
         if isinstance(opened, SentenceModel):
             if self.pooling is not None:
                 raise ValueError(f"Embedder: {opened.name} says itself how it makes vectors; pooling must be None")
