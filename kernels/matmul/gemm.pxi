@@ -47,6 +47,7 @@ cdef extern from "matmul/tile.h" nogil:
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
+    void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
@@ -105,9 +106,9 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     cdef ptrdiff_t most, row_blocks
     if g.m == 0 or g.n == 0:
         return 0
-    # A transposed (a weight's gradient): each k is another page. Where a k takes few cycles (16 columns a tile, or pairs)
-    # blocks of A are packed: 0.72 -> 0.86 of the bfloat16 peak; in 24 cycles of AVX-512 multiply-adds the wait is hidden.
-    g.pack_a = (VF_WIDTH < 16 or g.pairs) and g.a_row == 1 and g.a_k != 1 and g.m > TILE_ROWS
+    # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
+    # units take 12 cycles for a k, reads it 1.3-1.5 times as fast; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
+    g.pack_a = g.a_row == 1 and g.a_k != 1 and g.m > TILE_ROWS
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     most = PACKED_ROWS if g.pack_a else ROW_BLOCK
     row_blocks = (g.m + most - 1) // most
@@ -282,23 +283,6 @@ cdef inline void prefetch_slice(
             at += LINE
         prefetch_read(start + row * stride + length - 1)
         row += 1
-
-
-cdef void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out) noexcept nogil:
-    """out [tiles, depth, TILE_ROWS] = rows of A that stand side by side at each k; a last tile repeats its last row."""
-    cdef ptrdiff_t k, tile, i, full = rows // TILE_ROWS, rest = rows - full * TILE_ROWS
-    cdef float *place
-    cdef const float *source
-    for k in range(depth):
-        source, place = a + k * a_k, out + k * TILE_ROWS
-        for tile in range(full):
-            for i in range(TILE_ROWS):
-                place[i] = source[i]
-            source += TILE_ROWS
-            place += depth * TILE_ROWS
-        if rest > 0:
-            for i in range(TILE_ROWS):
-                place[i] = source[min(i, rest - 1)]
 
 
 cdef void pack_panel(

@@ -88,6 +88,25 @@ FULL_TILE(full_tile_pairs_strided, 0, 1, a_k, TILE_COLUMNS, NULL)
 FULL_TILE(full_tile_pairs_packing, PACK_AHEAD, 1, a_k, b_k, panel)
 #undef FULL_TILE
 
+#define PACK_STEP 8 /* so many k are packed tile by tile: the lines that they fill are full before they leave L1 */
+
+/* out [tiles][depth][TILE_ROWS] = rows of A that stand side by side at each k; a last tile repeats its last row. */
+static void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out) {
+    ptrdiff_t full = rows / TILE_ROWS, rest = rows - full * TILE_ROWS;
+    for (ptrdiff_t start = 0; start < depth; start += PACK_STEP) {
+        ptrdiff_t stop = start + PACK_STEP < depth ? start + PACK_STEP : depth;
+        for (ptrdiff_t tile = 0; tile < full; tile++)
+            for (ptrdiff_t k = start; k < stop; k++) {
+                const float *source = a + k * a_k + tile * TILE_ROWS;
+                __builtin_prefetch(source + PACK_STEP * a_k);
+                memcpy(out + (tile * depth + k) * TILE_ROWS, source, sizeof(float) * TILE_ROWS);
+            }
+        for (ptrdiff_t k = start; rest > 0 && k < stop; k++)
+            for (ptrdiff_t i = 0; i < TILE_ROWS; i++)
+                out[(full * depth + k) * TILE_ROWS + i] = a[k * a_k + full * TILE_ROWS + (i < rest ? i : rest - 1)];
+    }
+}
+
 /* sums[i * sums_step] = row i of A times b over `depth`, all of it along memory, read from front to back. */
 VEC_INLINE void dot_multiply(const int row_count, const float *const rows[TILE_ROWS], const float *b, ptrdiff_t depth,
                              float *sums, ptrdiff_t sums_step) {
