@@ -33,7 +33,8 @@ MODULES = {LLAMA: "llama_peer", OPENVINO: "openvino_peer"}
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: of the values of each round, the more the better (tokens/s), or with unit "s" or "MB" the fewer.
+    """One comparison: of the values of each round, the more the better ("tokens/s", "texts/s"), or with unit "s", "ms" or
+    "MB" the fewer.
 
     theirs: by mode, the best counts. limit: what ours made of the machine's limit, and which.
     """
@@ -53,14 +54,14 @@ class Row:
     @property
     def best(self) -> str:
         """The best of their modes."""
-        pick = max if self.unit == "tokens/s" else min
+        pick = max if self.unit.endswith("/s") else min
         return pick(self.theirs, key=lambda mode: statistics.median(self.theirs[mode]))
 
     @property
     def ratio(self) -> float:
         """How many times better ours is than the best of theirs."""
         theirs = statistics.median(self.theirs[self.best])
-        return self.median / theirs if self.unit == "tokens/s" else theirs / self.median
+        return self.median / theirs if self.unit.endswith("/s") else theirs / self.median
 
     @property
     def reached(self) -> bool:
@@ -102,7 +103,8 @@ class Bench:
             self.bandwidth = max(self.bandwidth, probe_bandwidth(self._memory))
             for name, job in jobs.items():
                 time.sleep(SETTLE_SECONDS)
-                answer = workers[job.worker].run(job.prompts(self._text, self._starts, turn), job.new_tokens)
+                prompts = job.prompts(self._text, self._starts, turn)
+                answer = workers[job.worker].run(prompts=prompts, new_tokens=job.new_tokens)
                 if turn:
                     found[name].append(answer)
         return found

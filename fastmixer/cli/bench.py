@@ -22,7 +22,7 @@ MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvi
 @click.option(
     "--against",
     help="Instead: ours beside others, interleaved: a comma list of torch, openblas-avx2, machine, numba, and of "
-    "engines that write text: llama.cpp, openvino; or all (default: none).",
+    "engines that write text: llama.cpp, openvino; of `bench embed`: onnxruntime, openvino, torch; or all (default: none).",
 )
 @click.option(
     "--model",
@@ -69,8 +69,17 @@ def bench(
       fastmixer bench --against openblas-avx2,machine    matrix products: of OpenBLAS' speed, and of the peak
       fastmixer bench generate           text: sequences together, and long context, beside one short sequence
       fastmixer bench --against llama.cpp,openvino    reading prompts and writing text beside other engines
+      fastmixer bench embed              vectors of sentences: in each precision, alone and together, and loading
+      fastmixer bench embed --against onnxruntime,openvino,torch    the same beside other engines (some five minutes)
       fastmixer bench --against all --long --markdown benchmarks/RESULTS.md    everything, as a page
     """
+    if op == ("embed",):
+        others = {"--every-level": every_level, "--json": json_path, "--model": model, "--long": long, "--profile": profile}
+        for name, value in {**others, "--chart": chart}.items():
+            if value:
+                raise click.UsageError(f"{name} is not of `bench embed`")
+        _embed(against, rounds, markdown)
+        return
     if against is not None:
         _against(op, against, rounds, long, markdown, model)
         return
@@ -204,4 +213,24 @@ def _inference(engines: tuple[str, ...], rounds: int, path: Path | None, model: 
     click.echo("\n" + inference_table.footer(run))
     if path is not None:
         path.write_text(inference_table.markdown(rows, run, about), encoding="utf-8")
+        click.echo(f"\nresults written to {path}")
+
+
+def _embed(peers: str | None, rounds: int, path: Path | None) -> None:
+    from fastmixer.bench import embed, embed_table
+    from fastmixer.config_report import config_report
+
+    report = config_report(measure=False)
+    run = embed.EmbedBench(embed.peers_of(peers), min(rounds, embed.ROUNDS), tell=click.echo)
+    about = {"processor": report["processor"], "threads": str(run.threads), "python": report["python"]}
+    click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + ", all-MiniLM-L6-v2\n")
+    rows: list[embed.Row] = []
+    for one in run.rows():
+        if not rows:
+            click.echo(embed_table.HEADER)
+        rows.append(one)
+        click.echo(embed_table.row(one))
+    click.echo("\n" + embed_table.footer(run))
+    if path is not None:
+        path.write_text(embed_table.markdown(rows, run, about), encoding="utf-8")
         click.echo(f"\nresults written to {path}")

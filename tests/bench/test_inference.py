@@ -98,12 +98,12 @@ def test_a_worker_of_ours(tiny):
         assert opened["weight_bytes"] > 0 and opened["cache_bytes"] > 0 and "kernels" in opened["versions"]
         if resident():
             assert opened["after"]["all"] > opened["before"]["all"] > 2**20
-        one = worker.run([[5, 6, 7]], 4)
+        one = worker.run(prompts=[[5, 6, 7]], new_tokens=4)
         assert len(one["tokens"]) == 4 and one["prefill"] > 0 and 0 < one["python_share"] < 1
         assert one["reused"] == 0 and one["told_seconds"] <= one["seconds"]
-        two = worker.run([[5, 6, 7], [8, 9]], 4)
+        two = worker.run(prompts=[[5, 6, 7], [8, 9]], new_tokens=4)
         assert two["tokens"] == one["tokens"] and two["decode"] > 0
-        assert "decode" not in worker.run([[5, 6]], 1)
+        assert "decode" not in worker.run(prompts=[[5, 6]], new_tokens=1)
     finally:
         worker.close()
 
@@ -147,7 +147,7 @@ def test_llama_cpp_reads_and_writes_as_many_as_it_is_asked(tmp_path):
         pytest.skip(str(error))
     worker = Worker("llama_peer", path, 1)
     try:
-        answer = worker.run([list(range(100, 120))], 5)
+        answer = worker.run(prompts=[list(range(100, 120))], new_tokens=5)
     finally:
         worker.close()
     assert answer["prefill"] > 0 and answer["decode"] > 0 and answer["text"]

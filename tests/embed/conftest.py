@@ -1,10 +1,9 @@
 """Folders of tiny encoders, and of the real MiniLM."""
 
 import shutil
-import zipfile
 
 import pytest
-from cached_models import MINILM, NotAvailable, cached_model
+from cached_models import MINILM, NotAvailable, cached_folder
 from tiny_encoders import TINY, write_modules, write_pooling, write_tokenizer
 
 from fastmixer.kernels import select
@@ -34,13 +33,9 @@ def tiny_folder(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def minilm_folder(tmp_path_factory):
+def minilm_folder():
     """The folder of all-MiniLM-L6-v2."""
     try:
-        path = cached_model(MINILM)
+        return cached_folder(MINILM)
     except NotAvailable as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(path) as file:
-        file.extractall(folder)
-    return folder
