@@ -10,9 +10,9 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.activations_reference import activate
 from fastmixer.kernels.encoder.spec import EncoderLayerSpec, EncoderSpec, Linear, Norm
-from fastmixer.kernels.packed import PackedWeight
+from fastmixer.kernels.packed import KINDS, PackedWeight
 from fastmixer.kernels.select import implementation, kernel_module, kernels
-from fastmixer.model.decoder import PROGRESS_AFTER, WEIGHTS, kind_of, spec_bytes
+from fastmixer.model.decoder import PROGRESS_AFTER, kind_of, spec_bytes
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.ops.checks import check_choice, check_id_range
 from fastmixer.ops.norm import layernorm
@@ -27,14 +27,14 @@ RELATIVE_DISTANCE = 128  # beyond it all tokens are equally far
 class Encoder:
     """The model of an EncoderSource, ready to run.
 
-    weights: how matrices are kept: "float32", "bfloat16", "int8" or "int4" (the embedding's then in int8), or "auto":
-    bfloat16 where the processor multiplies it, else float32. kinds: how each matrix is kept, by name. A classification
-    head and what has few rows (positions, token types) stay float32. progress: a bar while weights are packed, where that
-    takes over a second.
+    weights: how matrices are kept: "float32", "bfloat16", "int8" or "int4" (the embedding's then in int8); which is the
+    fastest that will do takes text to find out (embed/auto_weights.py). kinds: how each matrix is kept, by name. A
+    classification head and what has few rows (positions, token types) stay float32. progress: a bar while weights are
+    packed, where that takes over a second.
     """
 
-    def __init__(self, source: "EncoderSource", weights: str = "auto", *, progress: bool = True):
-        check_choice("Encoder", "weights", weights, WEIGHTS)
+    def __init__(self, source: "EncoderSource", weights: str = "float32", *, progress: bool = True):
+        check_choice("Encoder", "weights", weights, KINDS)
         self.config: EncoderConfig = source.config
         self.weights = weights
         self.kinds: dict[str, str] = {}

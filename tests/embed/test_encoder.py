@@ -6,7 +6,6 @@ from tiny_encoders import TINY
 
 from fastmixer.kernels import select
 from fastmixer.model.encoder import RELATIVE_DISTANCE, Encoder, relative_table
-from fastmixer.ops.bfloat16 import is_fast
 from fastmixer.weights.encoder_folder import open_encoder
 
 MODELS = sorted(path.name for path in TINY.iterdir() if path.is_dir())
@@ -63,9 +62,9 @@ def test_all_kinds_stay_near_float32(implementation, name):
 
 def test_how_weights_are_kept():
     source = open_encoder(TINY / "modernbert")
-    plain = "bfloat16" if is_fast() else "float32"
-    encoder = Encoder(source)
-    assert set(encoder.kinds.values()) == {plain} and len(encoder.kinds) == 1 + 3 * 7
+    for weights in ("float32", "bfloat16"):
+        encoder = Encoder(source, weights)
+        assert set(encoder.kinds.values()) == {weights} and len(encoder.kinds) == 1 + 3 * 7
     kinds = Encoder(source, "int4").kinds
     assert kinds.pop("embedding.weight") == "int8" and set(kinds.values()) == {"int4"}
     with select.use_kernels("reference"):  # which pads the least: these matrices are small
@@ -116,7 +115,7 @@ def test_forward_refuses(error, match, changes):
 
 
 def test_choices_are_named():
-    with pytest.raises(ValueError, match="weights must be one of 'auto', 'float32'.*got 'int3'"):
+    with pytest.raises(ValueError, match="weights must be one of 'float32', 'bfloat16'.*got 'int3'"):
         Encoder(open_encoder(TINY / "bert"), "int3")
     with pytest.raises(ValueError, match="this encoder has no classification head"):
         Encoder(open_encoder(TINY / "bert")).classify(np.zeros((1, 32), np.float32))
