@@ -34,13 +34,14 @@ def load(
     LanguageModel, or of an encoder, or a decoder in a folder of sentence-transformers (Qwen3-Embedding), a SentenceModel (of
     sentence-transformers' own models the name alone will do).
 
-    weights: how matrices are kept: "auto" (as the file has them), "float32", "bfloat16", "int8" or "int4" (see
-    fastmixer.model.decoder.Decoder). context: the longest sequence, up to the model's own (None). cache: what keys and
-    values are kept in, "float32", "bfloat16" or "int8"; cache_tokens: how many, for all sequences together (None: some
-    contexts' worth, as memory allows). offline, revision: for names on the hub. progress: a bar for what takes more than a
-    second. packed_cache: where a language model's packed weights are kept, so that the next load maps them instead of
-    packing anew and processes share their memory: a folder, True (fastmixer/packed in the user's cache directory), False, or
-    None: as the variable FASTMIXER_PACKED_CACHE says, a folder or 1 (without it, nowhere).
+    weights: how matrices are kept: "auto" (as the file has them; an encoder's in the fastest kind here that keeps its
+    vectors), "float32", "bfloat16", "int8" or "int4" (see fastmixer.model.decoder.Decoder). context: the longest
+    sequence, up to the model's own (None). cache: what keys and values are kept in, "float32", "bfloat16" or "int8";
+    cache_tokens: how many, for all sequences together (None: some contexts' worth, as memory allows). offline,
+    revision: for names on the hub. progress: a bar for what takes more than a second. packed_cache: where a language
+    model's packed weights are kept, so that the next load maps them instead of packing anew and processes share their
+    memory: a folder, True (fastmixer/packed in the user's cache directory), False, or None: as the variable
+    FASTMIXER_PACKED_CACHE says, a folder or 1 (without it, nowhere).
 
     To train a model further, open it with fastmixer.Transformer.load. Raises FileNotFoundError, or ValueError that names
     file, field and value; MemoryError where the cache would not fit.

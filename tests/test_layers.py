@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "train": {"embed", "model", "weights", "text", "data", "ops", "kernels"},
     "sklearn": {"opening", "embed"},
     "config_report": {"kernels"},
-    "bench": {"opening", "generate", "train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},
+    "bench": {"opening", "generate", "embed", "train", "model", "weights", "text", "data", "ops", "kernels", "config_report", "chart"},
     "chart": set(),
     "quickstart": {"chart", "train", "model", "weights", "text", "data", "ops", "kernels"},
     "cli": {

@@ -32,7 +32,7 @@ LONG_TEXTS, LONG_TOKENS = 64, (200, 256)
 SHORT, ONE, LONG = f"{SHORT_TEXTS} short sentences", "one sentence", f"{LONG_TEXTS} long texts"
 ONE_REPEATS = 20  # calls a round, of which the median counts: one is over in milliseconds
 BATCHES = {SHORT: (8, 16, 32, 64), ONE: (1,), LONG: (8, 32)}  # that peers may choose from
-STILL_IN = 1.25  # a peer's variant that took so many times its best one's time while batches were chosen is left out
+STILL_IN = 1.25  # a peer that took so many times the best one's time while batches were chosen is left out
 FAR_OUT = 3.0  # and so many times: of all that follows, too
 LONG_RUN, TOO_LONG = 2.0, 12.0  # seconds: what takes longer is not tried twice, or with another batch
 CHECKED = 32  # sentences whose vectors are compared
@@ -245,10 +245,10 @@ class EmbedBench:
             yield Row(f"{name}, {precision}", unit, values[ours], theirs, target, limit)
 
     def _fit(self, name: str, texts: list[str], entrants: list[Entrant]) -> list[Entrant]:
-        """Those that take part, warm: each peer with its best batch, and of an engine's variants for the same row those that
-        come near the best."""
+        """Those that take part, warm: each peer with its best batch. Of a row's peers the best counts: those far from it are
+        left out."""
         took: dict[str, float] = {}
-        best: dict[tuple[str, str], float] = {}
+        best: dict[str, float] = {}
         running = [one for one in entrants if not one.is_out]
         for one in running:
             if one.engine == "ours":
@@ -265,7 +265,7 @@ class EmbedBench:
                 fit.append(one)
             else:
                 also = ", and of what follows" if one.is_out else ""
-                self.remarks.append(f"{name}: {one.mode(name)} left out{also}, at {slower:.1f} times its engine's best")
+                self.remarks.append(f"{name}: {one.mode(name)} left out{also}, at {slower:.1f} times the best peer's time")
         return fit
 
     def _limit(self, rate: float, precision: str) -> str:
@@ -311,10 +311,10 @@ def _best_batch(worker: Worker, texts: list[str], batches: tuple[int, ...]) -> t
     return best, times[best]
 
 
-def _kind(one: Entrant) -> tuple[str, str]:
-    """What an engine's variants compete for: a row. Without instructions for bfloat16, OpenVINO's float32 stands beside our
-    bfloat16 too, as that is the better choice there."""
-    return one.engine, "float32" if one.precision == "bfloat16" and not is_fast() else one.precision
+def _kind(one: Entrant) -> str:
+    """The precision that peers compete in. Without instructions for bfloat16, OpenVINO's float32 stands beside our bfloat16
+    too, as that is the better choice there."""
+    return "float32" if one.precision == "bfloat16" and not is_fast() else one.precision
 
 
 def _is_beside(one: Entrant, precision: str) -> bool:

@@ -15,6 +15,7 @@ EXPLANATION = (
     "BERT (fused), int8 by its dynamic quantization; OpenVINO with its latency hint. Ratios are of medians, beside the best",
     "of theirs; spread is (largest - smallest) / median. One sentence: the median of 20 calls a round. Of the peak:",
     "operations of linear maps and attention by time, beside multiply-adds from registers, probed among the rounds.",
+    "Loading: a new process each time, files cached; ours with weights=\"auto\", its trial included.",
 )
 
 

@@ -118,7 +118,7 @@ def test_each_peer_is_warmed_with_its_best_batch_and_then_takes_turns(bench, mon
         "ours int8", "ours bfloat16", "ours float32", "ONNX Runtime int8 plain", "OpenVINO bfloat16", "OpenVINO float32",
     ]  # fmt: skip
     assert bench.remarks == [
-        f"{SHORT}: ONNX Runtime int8 fused, batch 32 left out, at 2.0 times its engine's best"
+        f"{SHORT}: ONNX Runtime int8 fused, batch 32 left out, at 2.0 times the best peer's time"
     ]
     int8, bfloat16, float32 = rows
     assert (int8.name, int8.unit, int8.target) == (f"{SHORT}, int8", "texts/s", 1.4)
@@ -147,7 +147,7 @@ def test_without_instructions_for_bfloat16_a_peers_float32_counts(bench, monkeyp
     rows = list(bench._workload(SHORT, ["a", "b"], 1, entrants([], fast_bfloat16=False)))
     assert list(rows[1].theirs) == ["OpenVINO float32, batch 8"] and rows[1].ratio == 2.5
     assert bench.remarks[-1] == (
-        f"{SHORT}: OpenVINO bfloat16, batch 8 left out, and of what follows, at 20.0 times its engine's best"
+        f"{SHORT}: OpenVINO bfloat16, batch 8 left out, and of what follows, at 20.0 times the best peer's time"
     )
 
 
