@@ -38,6 +38,13 @@ typedef int32_t vi __attribute__((vector_size(VF_WIDTH * 4)));
 
 #define VEC_INLINE static inline __attribute__((always_inline))
 
+/* Before a loop over a register tile: it unrolls early, or the tile's sums pass through memory. */
+#if defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 32")
+#else
+#define UNROLL
+#endif
+
 /* ---- load, store ---- */
 
 VEC_INLINE vf vf_load(const float *p) {

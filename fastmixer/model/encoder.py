@@ -10,7 +10,7 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.activations_reference import activate
 from fastmixer.kernels.encoder.spec import EncoderLayerSpec, EncoderSpec, Linear, Norm
-from fastmixer.kernels.packed import KINDS, PackedWeight
+from fastmixer.kernels.packed import CHANNEL_KIND, KINDS, PackedWeight
 from fastmixer.kernels.select import implementation, kernel_module, kernels
 from fastmixer.model.decoder import PROGRESS_AFTER, kind_of, spec_bytes
 from fastmixer.model.encoder_config import EncoderConfig
@@ -152,7 +152,8 @@ class Encoder:
     def _matrix(self, name: str, is_table: bool = False) -> PackedWeight:
         assert self._source is not None
         tensor = self._source.tensors[name]
-        kind = self.kinds[name] = kind_of(tensor.type.name, self.weights, is_table)
+        kind = kind_of(tensor.type.name, self.weights, is_table)
+        kind = self.kinds[name] = CHANNEL_KIND if kind == "int8" and not is_table else kind
         packed = self._packing.pack_weight(np.ascontiguousarray(tensor.raw), tensor.type.name, *tensor.shape, kind)
         self._progress.update(tensor.nbytes)
         return packed

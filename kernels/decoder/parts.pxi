@@ -1,5 +1,6 @@
 # What decoders and encoders are made of: norms, linear maps, feedforward, over rows of tokens. Include after "vec.pxi",
-# "matmul/gemm.pxi", "matmul/linear.pxi", "bfloat16.pxi", "packed/packed.pxi", "packed/rows.pxi" and "packed/matrix.pxi".
+# "matmul/gemm.pxi", "matmul/linear.pxi", "bfloat16.pxi", "packed/packed.pxi", "packed/channel.pxi", "packed/rows.pxi" and
+# "packed/matrix.pxi".
 
 from libc.math cimport INFINITY, expf, fabsf, nearbyintf, sqrtf, tanhf
 
@@ -159,10 +160,16 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
     fine where rounding x costs most (reference.py)."""
     cdef LinearTask packed
     cdef RowsTask dense
+    cdef ChannelTask channel
     cdef ptrdiff_t i
     memset(&packed, 0, sizeof(packed))
+    memset(&channel, 0, sizeof(channel))
     for i in range(count):
-        if linears[i].weight.rows == NULL:
+        if linears[i].weight.channel.numbers != NULL:
+            channel.parts[channel.count].weight, channel.parts[channel.count].bias = &linears[i].weight.channel, linears[i].bias
+            channel.parts[channel.count].out = outs[i]
+            channel.count += 1
+        elif linears[i].weight.rows == NULL:
             packed.parts[packed.count].weight, packed.parts[packed.count].bias = linears[i].weight.packed, linears[i].bias
             packed.parts[packed.count].out, packed.parts[packed.count].out_row = outs[i], linears[i].weight.outputs
             packed.count += 1
@@ -172,12 +179,21 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
             dense.bias, dense.out, dense.tokens, dense.inputs = linears[i].bias, outs[i], rows, width
             dense.outputs, dense.mode, dense.activation = linears[i].weight.outputs, mode, activation
             linear_rows(&dense)
+    if channel.count:
+        channel.x, channel.tokens = carve_channel(bench.quantized, rows, width), rows
+        channel.mode, channel.activation = mode, activation
+        round_channel_rows(x, rows, width, &channel.x)
+        channel_linears(&channel)
     if packed.count:
         packed.x = carve_quantized(bench.quantized, 2 * rows, width)
         quantize_rows(x, width, rows, width, fine, &packed.x)
         packed.tokens, packed.fine, packed.mode, packed.activation = rows, fine, mode, activation
         packed_linears(&packed)
     return 0
+
+
+cdef inline bint in_blocks(const Linear *linear) noexcept nogil:
+    return linear.weight.rows == NULL and linear.weight.channel.numbers == NULL
 
 
 cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, const Linear *down, int activation, const float *x,
@@ -189,7 +205,7 @@ cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, 
     maps[0], maps[1], outs[0], outs[1] = up, NULL, bench.wide, NULL
     if gate == NULL:
         project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
-    elif gate.weight.rows == NULL and up.weight.rows == NULL:
+    elif in_blocks(gate) and in_blocks(up):
         maps[0], maps[1], outs[1] = gate, up, bench.other
         project(bench, x, rows, dim, maps, outs, 2, LINEAR_GATE, activation, False)
     else:

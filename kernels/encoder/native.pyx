@@ -1,7 +1,8 @@
 """A whole encoder in Cython: one call takes the tokens of any number of sequences through all layers, without the GIL.
 
 Norms, linear maps and feedforward are the decoder's (decoder/parts.pxi), and so is what a few rows of queries do with a
-block of keys (decoder/attend.h). Shapes and meaning: reference.py, spec.py. Knows nothing of pooling.
+block of keys (decoder/attend.h). Where there are sequences for every thread, each thread takes a few of them through all
+layers: nobody waits, and what is read was written by the same core (step.pxi). Shapes and meaning: reference.py, spec.py. Knows nothing of pooling.
 """
 
 include "vec.pxi"
@@ -9,6 +10,7 @@ include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
 include "bfloat16.pxi"
 include "packed/packed.pxi"
+include "packed/channel.pxi"
 include "packed/rows.pxi"
 include "packed/matrix.pxi"
 include "decoder/parts.pxi"
@@ -16,6 +18,8 @@ include "encoder/step.pxi"
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+
+import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
 
@@ -51,18 +55,32 @@ cdef class Encoder:
 
     def forward(self, const int64_t[::1] ids, const int64_t[::1] starts, const int64_t[::1] token_types, float[:, ::1] hidden):
         """hidden [tokens, dim] after the final norm. Shapes: reference.py."""
+        cdef Call call
         cdef Step s
         if ids.shape[0] == 0:
             return
-        memset(&s, 0, sizeof(s))
-        s.model, s.tokens, s.sequences = &self.model, ids.shape[0], starts.shape[0] - 1
-        s.ids, s.starts, s.x = &ids[0], &starts[0], &hidden[0, 0]
-        s.token_types = &token_types[0] if token_types is not None else NULL
+        call.model, call.sequences = &self.model, starts.shape[0] - 1
+        call.ids, call.starts, call.hidden = &ids[0], &starts[0], &hidden[0, 0]
+        call.token_types = &token_types[0] if token_types is not None else NULL
+        cdef int64_t[::1] bounds = np.empty(call.sequences + 1, np.int64)
+        call.bounds = &bounds[0]
         with nogil:
-            run(&s)
+            call.chunks = cut_into_chunks(&call)
+            if call.chunks >= CHUNKS_A_THREAD * pool_threads():
+                pool_run(chunk_block, &call, call.chunks)
+            else:
+                s = step_of(&call, 0, call.sequences)
+                run(&s, True)
 
 
-cdef int run(Step *s) except -1 nogil:
+cdef void chunk_block(void *argument, ptrdiff_t chunk) noexcept nogil:
+    """A few sequences through all layers on this thread alone."""
+    cdef Call *call = <Call *>argument
+    cdef Step s = step_of(call, call.bounds[chunk], call.bounds[chunk + 1])
+    run(&s, False)
+
+
+cdef int run(Step *s, bint signals) except -1 nogil:
     """The data's flow: embedding, layers, norm."""
     cdef const Model *m = s.model
     cdef ptrdiff_t i
@@ -71,8 +89,9 @@ cdef int run(Step *s) except -1 nogil:
     for i in range(m.layers):
         s.layer = &m.layer[i]
         run_layer(s, s.layer)
-        with gil:  # Ctrl-C is noticed between layers
-            PyErr_CheckSignals()
+        if signals:  # Ctrl-C is noticed between layers
+            with gil:
+                PyErr_CheckSignals()
     if m.final_norm.present:
         normalize(&m.final_norm, s.x, s.x, s.tokens, m.dim, False)
     return 0
@@ -90,7 +109,8 @@ cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
     project(&s.bench, x, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, False)
-    pool_run(turn_block, s, blocks_of(s.tokens))
+    if layer.half:
+        pool_run(turn_block, s, blocks_of(s.tokens))
     pool_run(attend_block, s, s.tasks)
     maps[0], outs[0] = &layer.output, s.x
     project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, False)

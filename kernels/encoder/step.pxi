@@ -22,6 +22,9 @@ cdef extern from "decoder/attend.h" nogil:
 
 cdef enum:
     QUERY_TILE = 64  # queries a task
+    CHUNK_TOKENS = 128  # of the sequences that one thread takes through all layers: their activations stay in L2
+    CHUNKS_A_THREAD = 2  # fewer, and all threads share every layer instead: the last ones would wait too long
+    CHUNK_LEAST = 8  # tokens: below that products of few rows add up in another order
 
 
 cdef struct Layer:
@@ -68,7 +71,7 @@ cdef struct AttendTask:
 cdef struct Step:
     const Model *model
     const int64_t *ids
-    const int64_t *starts  # [sequences + 1]
+    const int64_t *call_starts  # [sequences + 1], counted from the call's first token
     const int64_t *token_types  # [tokens] or NULL
     ptrdiff_t tokens, sequences
     # buffers, rows are tokens
@@ -87,6 +90,39 @@ cdef struct Step:
     const Layer *layer  # the one at work
 
 
+cdef struct Call:
+    const Model *model
+    const int64_t *ids  # [tokens]
+    const int64_t *starts  # [sequences + 1]
+    const int64_t *token_types  # [tokens] or NULL
+    float *hidden  # [tokens, dim]
+    ptrdiff_t sequences, chunks
+    int64_t *bounds  # [chunks + 1]: the sequences of each chunk
+
+
+cdef ptrdiff_t cut_into_chunks(Call *call) noexcept nogil:
+    """call.bounds: whole sequences of about CHUNK_TOKENS together; returns how many chunks there are."""
+    cdef ptrdiff_t chunks = 0, sequence, first = 0, tokens = call.starts[call.sequences]
+    for sequence in range(1, call.sequences + 1):
+        if (call.starts[sequence] - call.starts[first] >= CHUNK_TOKENS and tokens - call.starts[sequence] >= CHUNK_LEAST) or (
+            sequence == call.sequences
+        ):
+            call.bounds[chunks], call.bounds[chunks + 1] = first, sequence
+            chunks, first = chunks + 1, sequence
+    return chunks
+
+
+cdef Step step_of(const Call *call, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
+    """Sequences first..stop-1 of a call."""
+    cdef Step s
+    cdef ptrdiff_t start = call.starts[first]
+    memset(&s, 0, sizeof(s))
+    s.model, s.tokens, s.sequences = call.model, call.starts[stop] - start, stop - first
+    s.ids, s.x, s.call_starts = call.ids + start, call.hidden + start * call.model.dim, call.starts + first
+    s.token_types = call.token_types + start if call.token_types != NULL else NULL
+    return s
+
+
 cdef inline ptrdiff_t padded(ptrdiff_t width) noexcept nogil:
     return (width + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
 
@@ -94,10 +130,10 @@ cdef inline ptrdiff_t padded(ptrdiff_t width) noexcept nogil:
 cdef int prepare(Step *s) except -1 nogil:
     """The call's memory, in one piece, and attention's tasks."""
     cdef const Model *m = s.model
-    cdef ptrdiff_t width = m.heads * m.head_dim, widest = max(m.dim, max(m.hidden, width)), longest = 0, sequence, t, head, time
+    cdef ptrdiff_t width = m.heads * m.head_dim, widest = max(m.dim, max(m.hidden, width)), longest = 0, sequence, t, head, start, time
     cdef char *memory
     for sequence in range(s.sequences):
-        time = s.starts[sequence + 1] - s.starts[sequence]
+        time = s.call_starts[sequence + 1] - s.call_starts[sequence]
         longest = max(longest, time)
         s.tasks += m.heads * ((time + QUERY_TILE - 1) // QUERY_TILE)
     s.span = longest + PAGE_KEYS  # a block of keys may reach past the sequence's end
@@ -115,13 +151,13 @@ cdef int prepare(Step *s) except -1 nogil:
     s.task = <AttendTask *>take_floats(&memory, s.tasks * sizeof(AttendTask) // sizeof(float))
     s.tasks = 0
     for sequence in range(s.sequences):
-        time = s.starts[sequence + 1] - s.starts[sequence]
+        start, time = s.call_starts[sequence] - s.call_starts[0], s.call_starts[sequence + 1] - s.call_starts[sequence]
         for t in range(time):
-            s.position_of[s.starts[sequence] + t] = t
+            s.position_of[start + t] = t
         for head in range(m.heads):
             t = 0
             while t < time:
-                s.task[s.tasks].start, s.task[s.tasks].stop = s.starts[sequence], s.starts[sequence + 1]
+                s.task[s.tasks].start, s.task[s.tasks].stop = start, start + time
                 s.task[s.tasks].first, s.task[s.tasks].head = t, head
                 s.tasks += 1
                 t += QUERY_TILE
@@ -161,17 +197,14 @@ cdef inline void add_row(float *x, const float *row, ptrdiff_t width) noexcept n
 # ---- attention ----
 
 cdef void turn_block(void *argument, ptrdiff_t task) noexcept nogil:
-    """For a block of tokens: q and k turned by their positions, q scaled."""
+    """For a block of tokens: q and k turned by their positions."""
     cdef Step *s = <Step *>argument
     cdef const Model *m = s.model
-    cdef ptrdiff_t t, head, i, width = m.heads * m.head_dim
+    cdef ptrdiff_t t, head, width = m.heads * m.head_dim
     for t in range(task * ROWS_A_BLOCK, min(s.tokens, (task + 1) * ROWS_A_BLOCK)):
-        if s.layer.half:
-            for head in range(m.heads):
-                turn(s.layer, s.q + t * width + head * m.head_dim, s.position_of[t])
-                turn(s.layer, s.k + t * width + head * m.head_dim, s.position_of[t])
-        for i in range(width):
-            s.q[t * width + i] *= m.attention_scale
+        for head in range(m.heads):
+            turn(s.layer, s.q + t * width + head * m.head_dim, s.position_of[t])
+            turn(s.layer, s.k + t * width + head * m.head_dim, s.position_of[t])
 
 
 cdef inline void turn(const Layer *layer, float *x, ptrdiff_t position) noexcept nogil:
@@ -183,6 +216,28 @@ cdef inline void turn(const Layer *layer, float *x, ptrdiff_t position) noexcept
         first = x[i]
         x[i] = first * cos[i] - x[layer.half + i] * sin[i]
         x[layer.half + i] = x[layer.half + i] * cos[i] + first * sin[i]
+
+
+cdef inline void turn_keys(const float *k, ptrdiff_t row, ptrdiff_t keys, ptrdiff_t head_dim, float *across) noexcept nogil:
+    """across [head_dim, PAGE_KEYS] = k [keys, head_dim], rows `row` apart; zeros up to a whole vector of keys: what lay there
+    before might be numbers so small that products of them take hundreds of cycles."""
+    cdef float square[VF_WIDTH * VF_WIDTH]
+    cdef ptrdiff_t i = 0, d, j, count
+    while i < keys:
+        count, d = min(VF_WIDTH, keys - i), 0
+        while d + VF_WIDTH <= head_dim:
+            if count == VF_WIDTH:
+                vf_transpose(k + i * row + d, row, across + d * PAGE_KEYS + i, PAGE_KEYS)
+            else:
+                for j in range(VF_WIDTH):
+                    vf_store(square + j * VF_WIDTH, vf_load(k + (i + j) * row + d) if j < count else vf_zero())
+                vf_transpose(square, VF_WIDTH, across + d * PAGE_KEYS + i, PAGE_KEYS)
+            d += VF_WIDTH
+        while d < head_dim:
+            for j in range(VF_WIDTH):
+                across[d * PAGE_KEYS + i + j] = k[(i + j) * row + d] if j < count else 0
+            d += 1
+        i += VF_WIDTH
 
 
 cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
@@ -208,7 +263,8 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     g.totals = g.blend + rows * dim
     g.largest = g.totals + rows
     for row in range(rows):
-        memcpy(queries + row * dim, q + row * width, sizeof(float) * m.head_dim)
+        for d in range(m.head_dim):
+            queries[row * dim + d] = q[row * width + d] * m.attention_scale
         memset(queries + row * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
@@ -218,11 +274,13 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     block = max(0, task.first - window) // PAGE_KEYS * PAGE_KEYS if window else 0
     while block < (min(time, task.first + rows + window) if window else time):
         keys = min(PAGE_KEYS, time - block)
-        for i in range(keys):
-            for d in range(m.head_dim):
-                keys_across[d * PAGE_KEYS + i] = k[(block + i) * width + d]
-            memcpy(values + i * dim, v + (block + i) * width, sizeof(float) * m.head_dim)
-            memset(values + i * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
+        turn_keys(k + block * width, width, keys, m.head_dim, keys_across)
+        if dim == m.head_dim:  # values can be read where they lie
+            page.values, page.value_row = <char *>(v + block * width), width
+        else:
+            for i in range(keys):
+                memcpy(values + i * dim, v + (block + i) * width, sizeof(float) * m.head_dim)
+                memset(values + i * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
         row = 0
         while row < rows:
             for i in range(min(ATTEND_ROWS, rows - row)):

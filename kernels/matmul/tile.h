@@ -21,12 +21,6 @@
 #define PACK_AHEAD 8 /* rows of B that the packing tile asks for ahead of their use: 3 % of a product of 256 rows */
 #define DOT_PARTS 4 /* independent sums of one product: they hide the latency of the multiply-add */
 
-#if defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 32")
-#else
-#define UNROLL
-#endif
-
 /* out [row_count][vectors * VF_WIDTH] = (out if add) + A B over `depth`: row i of A starts at rows[i] and moves by
  * `a_step` a k; B's row moves by `b_step`. `row_count` and `vectors` (their product at most TILE_SUMS) are constants at
  * each call: the loops unroll early and the sums are registers. Every sum runs over k in the same order at any size.

@@ -6,6 +6,8 @@ import numpy as np
 
 BLOCK = 32  # numbers with one scale
 KINDS = ("float32", "bfloat16", "int8", "int4")
+CHANNEL_KIND = "int8_channel"  # what "int8" comes to where nothing is read one row at a time: encoders' linear maps
+CHANNEL_GROUP = 48  # inputs with one scale in a row of x, where the weight's kind is that
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,8 @@ class PackedWeight:
     """A weight [outputs, inputs] of one kind, as pack_weight of an implementation laid it out; only that one reads it.
 
     "float32" and "bfloat16": arrays["rows"], float32 or uint16 [outputs, inputs or more]; "int8" and "int4": blocks of
-    32 numbers with a scale and, where the kind or the source has it, a minimum, in the implementation's own order.
+    32 numbers with a scale and, where the kind or the source has it, a minimum, in the implementation's own order;
+    "int8_channel": one scale an output.
     """
 
     kind: str

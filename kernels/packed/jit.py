@@ -8,7 +8,8 @@ import numpy as np
 from fastmixer.kernels.bfloat16 import round_bfloat16
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.matmul.jit import linear_forward
-from fastmixer.kernels.packed.reference import pack_weight, packed_rows, packed_rows_of, round_rows
+from fastmixer.kernels.packed import CHANNEL_GROUP, CHANNEL_KIND
+from fastmixer.kernels.packed.reference import pack_weight, packed_rows, packed_rows_of, round_channel, round_rows
 from fastmixer.kernels.threads import parallel_for
 
 __all__ = ["pack_weight", "packed_linear", "packed_rows"]
@@ -25,9 +26,46 @@ def packed_linear(x, packed, bias, out, fine=False):
             x = round_bfloat16(x)
         linear_forward(x, rows, bias, None, None, None, out, True, 0)
         return
-    # 2. blocks: x in int8, a sum of integers a block, then scales
+    if packed.kind == CHANNEL_KIND:
+        # 2. one scale an output: x in int8, a sum of integers a group
+        _add_groups(x, packed, bias, out)
+        return
+    # 3. blocks: x in int8, a sum of integers a block, then scales
     for rest, (numbers, x_scales) in enumerate(round_rows(x, fine)):
         _add_rounded(numbers.astype(np.int8), x_scales, x_scales * numbers.sum(axis=2), packed, bias, out, rest > 0)
+
+
+def _add_groups(x, packed, bias, out):
+    """out [tokens, outputs] = x W^T + bias, of a weight with one scale an output."""
+    groups = [round_channel(x[:, at : at + CHANNEL_GROUP], by_step=False) for at in range(0, packed.inputs, CHANNEL_GROUP)]
+    numbers = np.concatenate([group[0] for group in groups], axis=1).astype(np.int8)
+    x_scales = np.stack([group[1] for group in groups], axis=1)
+
+    def task(index):
+        start = index * OUTPUTS_A_TASK
+        stop = min(start + OUTPUTS_A_TASK, packed.outputs)
+        _channel_columns(numbers, x_scales, packed.arrays["numbers"], packed.arrays["scales"], bias, out, start, stop)
+
+    parallel_for(task, -(-packed.outputs // OUTPUTS_A_TASK))
+
+
+@compiled
+def _channel_columns(x_numbers, x_scales, numbers, scales, bias, out, start, stop):
+    """Columns start..stop of out."""
+    tokens, inputs = x_numbers.shape
+    for column in range(start, stop):
+        w = numbers[column]
+        for t in range(tokens):
+            x, total = x_numbers[t], np.float32(0)
+            for group in range(x_scales.shape[1]):
+                dot = np.int32(0)
+                for i in range(group * CHANNEL_GROUP, min(inputs, (group + 1) * CHANNEL_GROUP)):
+                    dot += np.int32(w[i]) * np.int32(x[i])
+                total += np.float32(dot) * x_scales[t, group]
+            total *= scales[column]
+            if bias is not None:
+                total += bias[column]
+            out[t, column] = total
 
 
 def _add_rounded(x_numbers, x_scales, x_sums, packed, bias, out, is_rest):

@@ -3,10 +3,14 @@
 cdef extern from "packed/pack.h" nogil:
     void unpack_row(const PackedMatrix *w, ptrdiff_t output, float *out)
 
+cdef extern from "packed/channel.h" nogil:
+    void unpack_channel_row(const ChannelMatrix *w, ptrdiff_t output, float *out)
+
 
 cdef struct Matrix:
-    PackedMatrix packed  # 4 and 8 bits
-    const float *rows  # float32 [outputs, width], or pairs of bfloat16 [outputs, width / 2]; NULL: packed
+    PackedMatrix packed  # 4 and 8 bits in blocks
+    ChannelMatrix channel  # 8 bits, one scale an output; numbers NULL: it is not that
+    const float *rows  # float32 [outputs, width], or pairs of bfloat16 [outputs, width / 2]; NULL: one of the above
     bint bfloat16
     ptrdiff_t outputs, inputs, width
 
@@ -16,6 +20,7 @@ cdef Matrix matrix_of(weight) except *:
     cdef const uint8_t[::1] data
     cdef const int64_t[::1] layout
     cdef const float[:, ::1] floats
+    cdef const float[::1] scales
     cdef const uint16_t[:, ::1] halves
     memset(&m, 0, sizeof(m))
     m.outputs, m.inputs = weight.outputs, weight.inputs
@@ -25,6 +30,10 @@ cdef Matrix matrix_of(weight) except *:
     elif weight.kind == "bfloat16":
         halves = weight.arrays["rows"]
         m.rows, m.bfloat16, m.width = <const float *>&halves[0, 0], True, halves.shape[1]
+    elif weight.kind == "int8_channel":
+        data, scales = weight.arrays["data"], weight.arrays["scales"]
+        m.channel.numbers, m.channel.scales = &data[0], &scales[0]
+        m.channel.outputs, m.channel.inputs, m.channel.steps = m.outputs, m.inputs, (m.inputs + 3) // 4
     else:
         data, layout = weight.arrays["data"], weight.arrays["layout"]
         m.packed.data = &data[0]
@@ -40,7 +49,9 @@ cdef inline void matrix_row(const Matrix *m, ptrdiff_t row, float *out) noexcept
     cdef const uint16_t *halves
     cdef uint32_t bits
     cdef ptrdiff_t i
-    if m.rows == NULL:
+    if m.channel.numbers != NULL:
+        unpack_channel_row(&m.channel, row, out)
+    elif m.rows == NULL:
         unpack_row(&m.packed, row, out)
     elif m.bfloat16:
         halves = <const uint16_t *>m.rows + row * m.width

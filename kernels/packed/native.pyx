@@ -1,6 +1,7 @@
 """Linear maps over weights of 4 and 8 bits, bfloat16 or float32, in Cython. Shapes and meaning: reference.py.
 
-4 and 8 bits: panels of VF_WIDTH columns (tile.h, pack.h, packed.pxi). bfloat16 and float32 stay rows, as they lie in a
+4 and 8 bits: panels of VF_WIDTH columns, in blocks (tile.h, pack.h, packed.pxi) or with one scale a column (channel.h,
+channel.pxi). bfloat16 and float32 stay rows, as they lie in a
 file, and go through the GEMM of kernels/matmul (rows.pxi). Knows nothing of models.
 """
 
@@ -9,6 +10,7 @@ include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
 include "bfloat16.pxi"
 include "packed/packed.pxi"
+include "packed/channel.pxi"
 include "packed/rows.pxi"
 include "packed/matrix.pxi"
 
@@ -22,6 +24,9 @@ cdef extern from "packed/pack.h" nogil:
     enum: FROM_FLOAT
     void pack_panel_of_blocks(const PackedMatrix *w, uint8_t *data, ptrdiff_t panel, int origin, const uint8_t *raw,
                               ptrdiff_t row_bytes)
+
+cdef extern from "packed/channel.h" nogil:
+    void pack_channel_panel(const ChannelMatrix *w, uint8_t *numbers, float *scales, ptrdiff_t panel, const float *values)
 
 BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
 # Formats whose blocks are packed with their values, name -> number in pack.h; and which a kind holds.
@@ -41,6 +46,8 @@ cdef struct PackTask:
 
 def pack_weight(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kind):
     """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind."""
+    if kind == "int8_channel":
+        return _pack_channels(raw, type_name, outputs, inputs)
     if kind in ("int4", "int8"):
         return _pack_panels(raw, type_name, outputs, inputs, kind)
     if kind == "bfloat16":
@@ -102,6 +109,33 @@ cdef void pack_block(void *argument, ptrdiff_t task) noexcept nogil:
     pack_panel_of_blocks(&p.w, p.data, p.first_panel + task, p.origin, p.raw, p.row_bytes)
 
 
+cdef struct ChannelPackTask:
+    ChannelMatrix w
+    uint8_t *numbers
+    float *scales
+    const float *values
+
+
+def _pack_channels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs):
+    cdef ChannelPackTask p
+    cdef ptrdiff_t panels
+    cdef const float[:, ::1] values = np.ascontiguousarray(dequantize(raw, BY_NAME[type_name]))
+    p.w.outputs, p.w.inputs, p.w.steps = outputs, inputs, (inputs + 3) // 4
+    panels = channel_panels(&p.w)
+    data, scales = _aligned(panels * channel_panel_bytes(&p.w)), np.empty(panels * VF_WIDTH, np.float32)
+    cdef uint8_t[::1] data_view = data
+    cdef float[::1] scales_view = scales
+    p.numbers, p.scales, p.values = &data_view[0], &scales_view[0], &values[0, 0]
+    with nogil:
+        pool_run(pack_channel_block, &p, panels)
+    return PackedWeight("int8_channel", outputs, inputs, {"data": data, "scales": scales})
+
+
+cdef void pack_channel_block(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef ChannelPackTask *p = <ChannelPackTask *>argument
+    pack_channel_panel(&p.w, p.numbers, p.scales, task, p.values)
+
+
 _arena = np.empty(0, np.uint8)  # what is left of the last piece of ARENA_BYTES
 
 
@@ -128,11 +162,20 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
     cdef Matrix matrix = matrix_of(weight)
     cdef LinearTask op
     cdef RowsTask rows
+    cdef ChannelTask channel
     if x.shape[0] == 0:
         return
     memset(&op, 0, sizeof(op))
     memset(&rows, 0, sizeof(rows))
-    if matrix.rows == NULL:
+    memset(&channel, 0, sizeof(channel))
+    if matrix.channel.numbers != NULL:
+        channel.parts[0].weight, channel.parts[0].bias = &matrix.channel, &bias[0] if bias is not None else NULL
+        channel.parts[0].out, channel.tokens, channel.count = &out[0, 0], x.shape[0], 1
+        with nogil:
+            channel.x = carve_channel(pool_shared(channel_bytes(x.shape[0], x.shape[1])), x.shape[0], x.shape[1])
+            round_channel_rows(&x[0, 0], x.shape[0], x.shape[1], &channel.x)
+            channel_linears(&channel)
+    elif matrix.rows == NULL:
         with nogil:
             op.tokens, op.fine, op.count = x.shape[0], fine, 1
             op.x = carve_quantized(

@@ -2,13 +2,14 @@
 
 Kinds "int8" and "int4" keep blocks of 32 numbers: value = scale * number (+ minimum). Formats that are such blocks, or
 come to the same, keep their values; all others are rounded. Rows of x are rounded to int8 as well, blocks of 32 by
-their largest number (llama.cpp's Q8_0), so that a block's product is a sum of integers. Knows nothing of models.
+their largest number (llama.cpp's Q8_0), so that a block's product is a sum of integers. "int8_channel" has one scale an output,
+and one for every CHANNEL_GROUP numbers of x. Knows nothing of models.
 """
 
 import numpy as np
 
 from fastmixer.kernels.bfloat16 import round_bfloat16, round_bits
-from fastmixer.kernels.packed import BLOCK, PackedWeight
+from fastmixer.kernels.packed import BLOCK, CHANNEL_GROUP, CHANNEL_KIND, PackedWeight
 from fastmixer.kernels.packed.formats import BY_NAME, blocks_of_numbers, dequantize
 
 # Formats whose blocks are kept as they are, by the kind that holds them.
@@ -24,7 +25,8 @@ def pack_weight(raw, type_name, outputs, inputs, kind):
     """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind.
 
     "float32", "bfloat16": {"rows"}; "int8", "int4": {"numbers": int8 [outputs, blocks, 32], "scales": float32
-    [outputs, blocks]} and "minima", where there are any. Columns past the last are zeros.
+    [outputs, blocks]} and "minima", where there are any. Columns past the last are zeros. "int8_channel": {"numbers": int8
+    [outputs, inputs], "scales": float32 [outputs]}.
     """
     if kind in EXACT and type_name in EXACT[kind]:
         numbers, scales, minima = blocks_of_numbers(raw, BY_NAME[type_name])
@@ -34,6 +36,9 @@ def pack_weight(raw, type_name, outputs, inputs, kind):
             return PackedWeight(kind, outputs, inputs, {"rows": values})
         if kind == "bfloat16":
             return PackedWeight(kind, outputs, inputs, {"rows": round_bits(values)})
+        if kind == CHANNEL_KIND:
+            numbers, scales = round_channel(values)
+            return PackedWeight(kind, outputs, inputs, {"numbers": numbers.astype(np.int8), "scales": scales})
         numbers, scales, minima = _round_weight(values, kind)
     arrays = {"numbers": numbers, "scales": scales}
     if minima is not None:
@@ -51,8 +56,16 @@ def packed_linear(x, packed, bias, out, fine=False):
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
         rows = packed_rows_of(packed)
         np.matmul(round_bfloat16(x) if packed.kind == "bfloat16" else x, rows.T, out=out)
+    elif packed.kind == CHANNEL_KIND:
+        # 2. one scale an output: x in int8, groups of it by their largest number; a group's sum is whole and below 2^24
+        out[...] = 0
+        for start in range(0, packed.inputs, CHANNEL_GROUP):
+            group = slice(start, start + CHANNEL_GROUP)
+            numbers, x_scales = round_channel(x[:, group], by_step=False)
+            out += numbers @ packed.arrays["numbers"][:, group].T.astype(np.float32) * x_scales[:, None]
+        out *= packed.arrays["scales"]
     else:
-        # 2. blocks: x in int8; a block's sum of products is whole and below 2^24, so that float32 holds it
+        # 3. blocks: x in int8; a block's sum of products is whole and below 2^24, so that float32 holds it
         out[...] = 0
         for numbers, x_scales in round_rows(x, fine):
             for block in range(numbers.shape[1]):
@@ -70,6 +83,9 @@ def packed_rows(packed, ids, out):
     if "rows" in packed.arrays:
         rows = packed.arrays["rows"][ids]
         out[...] = _from_bits(rows) if packed.kind == "bfloat16" else rows
+        return
+    if packed.kind == CHANNEL_KIND:
+        out[...] = packed.arrays["scales"][ids][:, None] * packed.arrays["numbers"][ids]
         return
     values = packed.arrays["scales"][ids][..., None] * packed.arrays["numbers"][ids].astype(np.float32)
     if "minima" in packed.arrays:
@@ -94,6 +110,18 @@ def round_rows(x, fine=False):
     if not fine:
         return [(numbers, scales)]
     return [(numbers, scales), (np.rint((steps - numbers) * REST_STEPS), scales / REST_STEPS)]
+
+
+def round_channel(values, by_step=True):
+    """(numbers float32, whole ones within -127..127, of values' shape; scales float32 [rows]) of values: float32 [rows,
+    columns], each row by its largest number. by_step: divided by the scale; else multiplied by its inverse."""
+    most = np.abs(values).max(axis=1, initial=0)
+    scales = most / LARGEST
+    if by_step:
+        steps = np.divide(values, scales[:, None], out=np.zeros_like(values), where=scales[:, None] > 0)
+    else:
+        steps = values * np.divide(LARGEST, most, out=np.zeros_like(most), where=most > 0)[:, None]
+    return np.rint(steps), scales
 
 
 def in_blocks(x):

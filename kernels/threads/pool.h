@@ -39,7 +39,8 @@ static inline int pool_run(pool_task function, void *argument, ptrdiff_t tasks) 
 /* This thread's scratch memory, 64-byte aligned, contents undefined; valid until the thread's next call. */
 static inline void *pool_scratch(size_t bytes) { return pool_functions->scratch(bytes); }
 
-/* The same, a second buffer: what a caller lends to the tasks of its regions. Tasks themselves never call it. */
+/* The same, a second buffer: what a caller lends to the tasks of its regions. A task calls it only where its
+ * region's caller lends nothing. */
 static inline void *pool_shared(size_t bytes) { return pool_functions->shared(bytes); }
 
 /* How many threads share a region. For guesses about what comes next only: results must not depend on it. */

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from fastmixer.kernels import packed as packed_op
 from fastmixer.kernels.bfloat16 import round_bfloat16
-from fastmixer.kernels.packed import BLOCK, KINDS, formats, reference
+from fastmixer.kernels.packed import BLOCK, CHANNEL_GROUP, CHANNEL_KIND, formats, reference
 
+KINDS = (*packed_op.KINDS, CHANNEL_KIND)
 SIZES = [(1, 32), (7, 64), (17, 96), (33, 256), (130, 160)]  # outputs, inputs of formats in blocks of 32
 ODD_SIZES = [(1, 1), (3, 7), (17, 31), (31, 33), (65, 100), (8, 127)]  # of plain numbers
 SUM_TOLERANCE = 2e-6  # of the sum of magnitudes: float32 sums in another order
@@ -63,7 +65,7 @@ def test_packed_weights_give_their_values_back(kernel, rng, name, kind, size):
         return
     # scale * number and minimum may cancel: some ulp of the larger
     few_ulp = 4 * np.finfo(np.float32).eps * np.abs(values).max()
-    if name in reference.EXACT[kind]:
+    if name in reference.EXACT.get(kind, ()):
         np.testing.assert_allclose(got, values, rtol=0, atol=few_ulp)
     else:
         expected = unpacked(reference, reference.pack_weight(raw, name, *size, kind))
@@ -74,6 +76,9 @@ def test_packed_weights_give_their_values_back(kernel, rng, name, kind, size):
 def step_of(values, kind):
     """float32 of values' shape: how far apart the numbers of each one's block lie."""
     out = np.empty_like(values)
+    if kind == CHANNEL_KIND:
+        out[...] = np.abs(values).max(axis=1, keepdims=True) / 127 + 1e-7
+        return out
     for start in range(0, values.shape[1], BLOCK):
         block = values[:, start : start + BLOCK]
         if kind == "int8":
@@ -132,12 +137,12 @@ def test_the_reference_is_near_the_plain_product(rng, kind, fine):
         assert (np.abs(out - truth) <= 6 * spread + 1e-5 * (np.abs(x) @ np.abs(rows).T)).all(), name
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", CHANNEL_KIND])
 def test_integers_come_out_exactly(kernel, kind):
     """Weights and rows that int8 and int4 hold: every sum is whole, so every implementation must hit it."""
     outputs, inputs = 20, 96
     weight = (np.arange(outputs * inputs).reshape(outputs, inputs) * 7 % 16).astype(np.float32)
-    weight[:, ::BLOCK], weight[:, 1::BLOCK] = (127 if kind == "int8" else 15), 0
+    weight[:, ::BLOCK], weight[:, 1::BLOCK] = (15 if kind == "int4" else 127), 0
     x = (np.arange(5 * inputs).reshape(5, inputs) * 11 % 255 - 127).astype(np.float32)
     x[:, ::BLOCK] = 127
     out = np.full((5, outputs), np.nan, np.float32)
@@ -165,10 +170,29 @@ def test_a_row_does_not_depend_on_its_neighbours(kernel, rng, kind, tokens):
     for t in (0, tokens - 1):
         alone = np.empty((1, outputs), np.float32)
         kernel.packed_linear(x[t : t + 1], packed, None, alone)
-        if kind in ("int8", "int4"):
+        if kind in ("int8", "int4", CHANNEL_KIND):
             np.testing.assert_array_equal(alone[0], out[t])
         else:
             np.testing.assert_allclose(alone[0], out[t], atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 15, 16, 67, 130])
+def test_long_rows_have_a_scale_a_group(kernel, rng, tokens):
+    """One large number costs the small ones of its own group their places, not those of the next."""
+    outputs, inputs = 51, 2 * CHANNEL_GROUP + 42
+    weight = rng.standard_normal((outputs, inputs), dtype=np.float32)
+    x = rng.standard_normal((tokens, inputs), dtype=np.float32)
+    x[:, 5] = 1000
+    packed = kernel.pack_weight(weight.view(np.uint8), "F32", outputs, inputs, CHANNEL_KIND)
+    out, bias = np.full((tokens, outputs), np.nan, np.float32), rng.standard_normal(outputs, dtype=np.float32)
+    kernel.packed_linear(x, packed, bias, out)
+    rows = unpacked(kernel, packed)
+    rounded = np.concatenate(
+        [n * s[:, None] for n, s in (reference.round_channel(x[:, at : at + CHANNEL_GROUP], by_step=False) for at in range(0, inputs, CHANNEL_GROUP))], axis=1
+    )
+    assert np.abs(rounded[:, CHANNEL_GROUP:] - x[:, CHANNEL_GROUP:]).max() < 0.02 < np.abs(rounded - x).max()
+    expected = rounded.astype(np.float64) @ rows.T.astype(np.float64) + bias
+    np.testing.assert_allclose(out, expected, atol=2e-6 * (np.abs(rounded) @ np.abs(rows).T).max())
 
 
 def test_rows_are_read_by_id(kernel, rng):
