@@ -245,27 +245,30 @@ class EmbedBench:
             yield Row(f"{name}, {precision}", unit, values[ours], theirs, target, limit)
 
     def _fit(self, name: str, texts: list[str], entrants: list[Entrant]) -> list[Entrant]:
-        """Those that take part, warm: each peer with its best batch. Of a row's peers the best counts: those far from it are
-        left out."""
-        took: dict[str, float] = {}
-        best: dict[str, float] = {}
+        """Those that take part, warm: each peer with its best batch. Of a row's peers the best counts: those that are far
+        from it in all of their rows are left out."""
         running = [one for one in entrants if not one.is_out]
+        took: dict[str, float] = {}
         for one in running:
             if one.engine == "ours":
                 one.run(texts, name)
             else:
                 one.batch[name], seconds = _best_batch(one.worker, texts, BATCHES[name])
                 took[one.mode(name)] = seconds
-                best[_kind(one)] = min(best.get(_kind(one), np.inf), seconds)
+        behind = dict.fromkeys(took, np.inf)  # how many times the best one's time, in the row where it is nearest
+        for precision in PRECISIONS:
+            beside = [one.mode(name) for one in running if _is_beside(one, precision)]
+            best = min((took[mode] for mode in beside), default=1.0)
+            behind |= {mode: min(behind[mode], took[mode] / best) for mode in beside}
         fit = []
         for one in running:
-            slower = took[one.mode(name)] / best[_kind(one)] if one.engine != "ours" else 1.0
-            one.is_out = slower > FAR_OUT
-            if slower <= STILL_IN:
+            times = behind.get(one.mode(name), 1.0)
+            one.is_out = times > FAR_OUT
+            if times <= STILL_IN:
                 fit.append(one)
             else:
                 also = ", and of what follows" if one.is_out else ""
-                self.remarks.append(f"{name}: {one.mode(name)} left out{also}, at {slower:.1f} times the best peer's time")
+                self.remarks.append(f"{name}: {one.mode(name)} left out{also}, at {times:.1f} times the best peer's time")
         return fit
 
     def _limit(self, rate: float, precision: str) -> str:
@@ -311,14 +314,9 @@ def _best_batch(worker: Worker, texts: list[str], batches: tuple[int, ...]) -> t
     return best, times[best]
 
 
-def _kind(one: Entrant) -> str:
-    """The precision that peers compete in. Without instructions for bfloat16, OpenVINO's float32 stands beside our bfloat16
-    too, as that is the better choice there."""
-    return "float32" if one.precision == "bfloat16" and not is_fast() else one.precision
-
-
 def _is_beside(one: Entrant, precision: str) -> bool:
-    """Whether an entrant counts in that row: a peer of that precision, or what it would rather be than emulated."""
+    """Whether an entrant counts in that row: a peer of that precision; and without instructions for bfloat16, which peers
+    then emulate, OpenVINO's float32 beside our bfloat16 too."""
     if one.engine == "ours":
         return False
     return one.precision == precision or (

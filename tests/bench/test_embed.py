@@ -144,8 +144,11 @@ def test_one_sentence_is_a_latency_and_what_is_far_behind_stays_out(bench, monke
 
 def test_without_instructions_for_bfloat16_a_peers_float32_counts(bench, monkeypatch):
     monkeypatch.setattr(embed, "is_fast", lambda: False)
-    rows = list(bench._workload(SHORT, ["a", "b"], 1, entrants([], fast_bfloat16=False)))
+    others = entrants([], fast_bfloat16=False)
+    others.append(Entrant("PyTorch", "float32", "", FakeWorker([], "PyTorch", 3.0)))  # which is no reason to leave it out
+    rows = list(bench._workload(SHORT, ["a", "b"], 1, others))
     assert list(rows[1].theirs) == ["OpenVINO float32, batch 8"] and rows[1].ratio == 2.5
+    assert list(rows[2].theirs) == ["OpenVINO float32, batch 8", "PyTorch float32, batch 8"] and rows[2].ratio == 0.75
     assert bench.remarks[-1] == (
         f"{SHORT}: OpenVINO bfloat16, batch 8 left out, and of what follows, at 20.0 times the best peer's time"
     )
