@@ -10,7 +10,7 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.activations_reference import activate
 from fastmixer.kernels.encoder.spec import EncoderLayerSpec, EncoderSpec, Linear, Norm
-from fastmixer.kernels.packed import CHANNEL_KIND, KINDS, PackedWeight
+from fastmixer.kernels.packed import FOR_MANY_ROWS, KINDS, PackedWeight
 from fastmixer.kernels.select import implementation, kernel_module, kernels
 from fastmixer.model.decoder import PROGRESS_AFTER, kind_of, spec_bytes
 from fastmixer.model.encoder_config import EncoderConfig
@@ -153,7 +153,7 @@ class Encoder:
         assert self._source is not None
         tensor = self._source.tensors[name]
         kind = kind_of(tensor.type.name, self.weights, is_table)
-        kind = self.kinds[name] = CHANNEL_KIND if kind == "int8" and not is_table else kind
+        kind = self.kinds[name] = kind if is_table else FOR_MANY_ROWS.get(kind, kind)
         packed = self._packing.pack_weight(np.ascontiguousarray(tensor.raw), tensor.type.name, *tensor.shape, kind)
         self._progress.update(tensor.nbytes)
         return packed

@@ -169,13 +169,14 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
             channel.parts[channel.count].weight, channel.parts[channel.count].bias = &linears[i].weight.channel, linears[i].bias
             channel.parts[channel.count].out = outs[i]
             channel.count += 1
-        elif linears[i].weight.rows == NULL:
+        elif linears[i].weight.rows == NULL and linears[i].weight.panels == NULL:
             packed.parts[packed.count].weight, packed.parts[packed.count].bias = linears[i].weight.packed, linears[i].bias
             packed.parts[packed.count].out, packed.parts[packed.count].out_row = outs[i], linears[i].weight.outputs
             packed.count += 1
         else:
             memset(&dense, 0, sizeof(dense))
-            dense.x, dense.pairs, dense.weight, dense.bfloat16 = x, bench.pairs, linears[i].weight.rows, linears[i].weight.bfloat16
+            dense.x, dense.pairs, dense.weight, dense.panels = x, bench.pairs, linears[i].weight.rows, linears[i].weight.panels
+            dense.bfloat16 = linears[i].weight.bfloat16
             dense.bias, dense.out, dense.tokens, dense.inputs = linears[i].bias, outs[i], rows, width
             dense.outputs, dense.mode, dense.activation = linears[i].weight.outputs, mode, activation
             linear_rows(&dense)
@@ -193,7 +194,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
 
 
 cdef inline bint in_blocks(const Linear *linear) noexcept nogil:
-    return linear.weight.rows == NULL and linear.weight.channel.numbers == NULL
+    return linear.weight.rows == NULL and linear.weight.panels == NULL and linear.weight.channel.numbers == NULL
 
 
 cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, const Linear *down, int activation, const float *x,

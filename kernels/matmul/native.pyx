@@ -6,6 +6,7 @@ Shapes and meaning: reference.py. Knows nothing of layers beyond one linear map.
 include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
+include "matmul/panels.pxi"
 include "bfloat16.pxi"
 
 
@@ -73,40 +74,19 @@ def linear_backward_bias(const float[:, ::1] d_out, float[::1] d_bias):
 
 def packed_size(ptrdiff_t inputs, ptrdiff_t outputs):
     """How many floats pack_weight writes for a weight of these sizes."""
-    return inputs * ((outputs + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS)
-
-
-cdef struct PackTask:
-    const float *weight
-    ptrdiff_t k_stride, column_stride
-    float *packed
-    ptrdiff_t k, n
+    return panels_size(inputs, outputs)
 
 
 def pack_weight(const float[:, ::1] weight, float[::1] packed, bint transpose_weight):
     """packed: a constant weight as the panels that linear_forward_packed reads."""
-    cdef PackTask p
+    cdef PanelsTask p
     p.weight, p.packed = &weight[0, 0], &packed[0]
     p.k = weight.shape[1] if transpose_weight else weight.shape[0]
     p.n = weight.shape[0] if transpose_weight else weight.shape[1]
     p.k_stride = 1 if transpose_weight else weight.shape[1]
     p.column_stride = weight.shape[1] if transpose_weight else 1
     with nogil:
-        pool_run(pack_weight_panel, &p, (p.n + TILE_COLUMNS - 1) // TILE_COLUMNS)
-
-
-cdef void pack_weight_panel(void *argument, ptrdiff_t panel) noexcept nogil:
-    cdef PackTask *p = <PackTask *>argument
-    cdef ptrdiff_t panels = (p.n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    cdef ptrdiff_t column = panel * TILE_COLUMNS, k_block = even_k_block(p.k), k_start, depth
-    k_start = 0
-    while k_start < p.k:
-        depth = min(k_block, p.k - k_start)
-        pack_panel(
-            p.weight + k_start * p.k_stride + column * p.column_stride, p.k_stride, p.column_stride, depth,
-            min(TILE_COLUMNS, p.n - column), p.packed + (k_start * panels + panel * depth) * TILE_COLUMNS,
-        )
-        k_start += k_block
+        pack_panels(&p)
 
 
 def linear_forward_packed(const float[:, ::1] x, const float[::1] packed, const float[::1] bias,

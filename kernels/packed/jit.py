@@ -22,7 +22,7 @@ def packed_linear(x, packed, bias, out, fine=False):
     if "rows" in packed.arrays:
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
         rows = packed_rows_of(packed)
-        if packed.kind == "bfloat16":
+        if packed.kind.startswith("bfloat16"):
             x = round_bfloat16(x)
         linear_forward(x, rows, bias, None, None, None, out, True, 0)
         return

@@ -10,7 +10,8 @@ cdef extern from "packed/channel.h" nogil:
 cdef struct Matrix:
     PackedMatrix packed  # 4 and 8 bits in blocks
     ChannelMatrix channel  # 8 bits, one scale an output; numbers NULL: it is not that
-    const float *rows  # float32 [outputs, width], or pairs of bfloat16 [outputs, width / 2]; NULL: one of the above
+    const float *rows  # float32 [outputs, width], or pairs of bfloat16 [outputs, width / 2]; NULL: another form
+    const float *panels  # the same as gemm's panels (matmul/panels.pxi); NULL: another form
     bint bfloat16
     ptrdiff_t outputs, inputs, width
 
@@ -24,7 +25,10 @@ cdef Matrix matrix_of(weight) except *:
     cdef const uint16_t[:, ::1] halves
     memset(&m, 0, sizeof(m))
     m.outputs, m.inputs = weight.outputs, weight.inputs
-    if weight.kind == "float32":
+    if weight.kind in ("float32_panels", "bfloat16_panels"):
+        scales = weight.arrays["panels"]
+        m.panels, m.bfloat16, m.width = &scales[0], weight.kind == "bfloat16_panels", m.inputs
+    elif weight.kind == "float32":
         floats = weight.arrays["rows"]
         m.rows, m.width = &floats[0, 0], floats.shape[1]
     elif weight.kind == "bfloat16":
@@ -44,12 +48,31 @@ cdef Matrix matrix_of(weight) except *:
     return m
 
 
+cdef void panels_row(const Matrix *m, ptrdiff_t row, float *out) noexcept nogil:
+    cdef ptrdiff_t depth = halved(m.inputs) if m.bfloat16 else m.inputs, panels = (m.outputs + TILE_COLUMNS - 1) // TILE_COLUMNS
+    cdef ptrdiff_t k_block = even_k_block(depth), k, k_start, block, i
+    cdef uint32_t word, bits
+    for k in range(depth):
+        k_start = k // k_block * k_block
+        block = min(k_block, depth - k_start)
+        memcpy(&word, m.panels + (k_start * panels + row // TILE_COLUMNS * block + k - k_start) * TILE_COLUMNS + row % TILE_COLUMNS,
+               sizeof(word))
+        if not m.bfloat16:
+            memcpy(out + k, &word, sizeof(word))
+            continue
+        for i in range(min(2, m.inputs - 2 * k)):
+            bits = word << 16 if i == 0 else word & <uint32_t>0xFFFF0000
+            memcpy(out + 2 * k + i, &bits, sizeof(bits))
+
+
 cdef inline void matrix_row(const Matrix *m, ptrdiff_t row, float *out) noexcept nogil:
     """out [inputs] = the values of one output's weights."""
     cdef const uint16_t *halves
     cdef uint32_t bits
     cdef ptrdiff_t i
-    if m.channel.numbers != NULL:
+    if m.panels != NULL:
+        panels_row(m, row, out)
+    elif m.channel.numbers != NULL:
         unpack_channel_row(&m.channel, row, out)
     elif m.rows == NULL:
         unpack_row(&m.packed, row, out)

@@ -2,12 +2,13 @@
 
 4 and 8 bits: panels of VF_WIDTH columns, in blocks (tile.h, pack.h, packed.pxi) or with one scale a column (channel.h,
 channel.pxi). bfloat16 and float32 stay rows, as they lie in a
-file, and go through the GEMM of kernels/matmul (rows.pxi). Knows nothing of models.
+file, or become panels, and go through the GEMM of kernels/matmul (rows.pxi). Knows nothing of models.
 """
 
 include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
+include "matmul/panels.pxi"
 include "bfloat16.pxi"
 include "packed/packed.pxi"
 include "packed/channel.pxi"
@@ -46,6 +47,8 @@ cdef struct PackTask:
 
 def pack_weight(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kind):
     """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind."""
+    if kind.endswith("_panels"):
+        return _pack_into_panels(pack_weight(raw, type_name, outputs, inputs, kind.removesuffix("_panels")))
     if kind == "int8_channel":
         return _pack_channels(raw, type_name, outputs, inputs)
     if kind in ("int4", "int8"):
@@ -60,6 +63,20 @@ def pack_weight(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kin
     else:
         rows = dequantize(raw, BY_NAME[type_name])
     return PackedWeight(kind, outputs, inputs, {"rows": rows})
+
+
+def _pack_into_panels(weight):
+    """A weight that lies as rows as gemm's panels."""
+    cdef PanelsTask p
+    cdef const float[:, ::1] rows = weight.arrays["rows"].view(np.float32)
+    p.weight, p.k_stride, p.column_stride = &rows[0, 0], 1, rows.shape[1]
+    p.k, p.n = rows.shape[1], weight.outputs
+    panels = _aligned(sizeof(float) * panels_size(p.k, p.n)).view(np.float32)
+    cdef float[::1] view = panels
+    p.packed = &view[0]
+    with nogil:
+        pack_panels(&p)
+    return PackedWeight(f"{weight.kind}_panels", weight.outputs, weight.inputs, {"panels": panels})
 
 
 def _rounded(values, ptrdiff_t width):
@@ -175,7 +192,7 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
             channel.x = carve_channel(pool_shared(channel_bytes(x.shape[0], x.shape[1])), x.shape[0], x.shape[1])
             round_channel_rows(&x[0, 0], x.shape[0], x.shape[1], &channel.x)
             channel_linears(&channel)
-    elif matrix.rows == NULL:
+    elif matrix.rows == NULL and matrix.panels == NULL:
         with nogil:
             op.tokens, op.fine, op.count = x.shape[0], fine, 1
             op.x = carve_quantized(
@@ -186,7 +203,7 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
             op.parts[0].out, op.parts[0].out_row = &out[0, 0], out.shape[1]
             packed_linears(&op)
     else:
-        rows.x, rows.weight, rows.bfloat16 = &x[0, 0], matrix.rows, matrix.bfloat16
+        rows.x, rows.weight, rows.panels, rows.bfloat16 = &x[0, 0], matrix.rows, matrix.panels, matrix.bfloat16
         rows.bias, rows.out = &bias[0] if bias is not None else NULL, &out[0, 0]
         rows.tokens, rows.inputs, rows.outputs = x.shape[0], x.shape[1], out.shape[1]
         with nogil:

@@ -24,7 +24,7 @@ REST_STEPS = np.float32(254)  # rounding leaves at most half a step: 127 of thes
 def pack_weight(raw, type_name, outputs, inputs, kind):
     """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind.
 
-    "float32", "bfloat16": {"rows"}; "int8", "int4": {"numbers": int8 [outputs, blocks, 32], "scales": float32
+    "float32", "bfloat16" (and "..._panels"): {"rows"}; "int8", "int4": {"numbers": int8 [outputs, blocks, 32], "scales": float32
     [outputs, blocks]} and "minima", where there are any. Columns past the last are zeros. "int8_channel": {"numbers": int8
     [outputs, inputs], "scales": float32 [outputs]}.
     """
@@ -32,9 +32,9 @@ def pack_weight(raw, type_name, outputs, inputs, kind):
         numbers, scales, minima = blocks_of_numbers(raw, BY_NAME[type_name])
     else:
         values = dequantize(raw, BY_NAME[type_name])
-        if kind == "float32":
+        if kind in ("float32", "float32_panels"):
             return PackedWeight(kind, outputs, inputs, {"rows": values})
-        if kind == "bfloat16":
+        if kind in ("bfloat16", "bfloat16_panels"):
             return PackedWeight(kind, outputs, inputs, {"rows": round_bits(values)})
         if kind == CHANNEL_KIND:
             numbers, scales = round_channel(values)
@@ -55,7 +55,7 @@ def packed_linear(x, packed, bias, out, fine=False):
     if "rows" in packed.arrays:
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
         rows = packed_rows_of(packed)
-        np.matmul(round_bfloat16(x) if packed.kind == "bfloat16" else x, rows.T, out=out)
+        np.matmul(round_bfloat16(x) if packed.kind.startswith("bfloat16") else x, rows.T, out=out)
     elif packed.kind == CHANNEL_KIND:
         # 2. one scale an output: x in int8, groups of it by their largest number; a group's sum is whole and below 2^24
         out[...] = 0
@@ -82,7 +82,7 @@ def packed_rows(packed, ids, out):
     """out [tokens, inputs] = the weights of outputs ids: int64 [tokens], as an embedding's rows are read."""
     if "rows" in packed.arrays:
         rows = packed.arrays["rows"][ids]
-        out[...] = _from_bits(rows) if packed.kind == "bfloat16" else rows
+        out[...] = _from_bits(rows) if packed.kind.startswith("bfloat16") else rows
         return
     if packed.kind == CHANNEL_KIND:
         out[...] = packed.arrays["scales"][ids][:, None] * packed.arrays["numbers"][ids]
@@ -96,7 +96,7 @@ def packed_rows(packed, ids, out):
 def packed_rows_of(packed):
     """float32 [outputs, inputs] of a weight that is kept as rows."""
     rows = packed.arrays["rows"]
-    return _from_bits(rows) if packed.kind == "bfloat16" else rows
+    return _from_bits(rows) if packed.kind.startswith("bfloat16") else rows
 
 
 def round_rows(x, fine=False):

@@ -1,4 +1,4 @@
-# Linear maps over weights that lie as rows, float32 or pairs of bfloat16: include after packed.pxi, matmul/gemm.pxi and
+# Linear maps over weights that lie as rows, float32 or pairs of bfloat16, or as panels of them: include after packed.pxi, matmul/gemm.pxi and
 # matmul/linear.pxi and bfloat16.pxi.
 #
 #   linear_rows(&task)        out [tokens, outputs] = x W^T + bias through task.mode (all but LINEAR_GATE)
@@ -18,7 +18,8 @@ cdef enum:
 cdef struct RowsTask:
     const float *x  # [tokens, inputs]
     float *pairs  # scratch [tokens, halved(inputs)] for x in bfloat16; not needed for float32
-    const float *weight  # float32 [outputs, inputs], or pairs [outputs, halved(inputs)]
+    const float *weight  # float32 [outputs, inputs], or pairs [outputs, halved(inputs)]; NULL: panels
+    const float *panels  # the same as gemm's panels, or NULL
     bint bfloat16
     const float *bias
     float *out  # [tokens, outputs]
@@ -33,12 +34,12 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
     if op.bfloat16:
         make_pairs(op.x, op.inputs, op.tokens, op.inputs, op.pairs, NULL)
         x = op.pairs
-        if op.tokens <= DOT_ROWS:
+        if op.tokens <= DOT_ROWS and op.panels == NULL:
             return pool_run(few_rows_of_pairs, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
     g = linear_task(
         x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out, op.tokens, depth, op.outputs
     )
-    g.accumulate, g.pairs = op.mode == LINEAR_ADD, op.bfloat16
+    g.accumulate, g.pairs, g.packed_b = op.mode == LINEAR_ADD, op.bfloat16, op.panels
     return gemm(&g)
 
 

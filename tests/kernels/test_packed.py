@@ -7,7 +7,7 @@ from fastmixer.kernels import packed as packed_op
 from fastmixer.kernels.bfloat16 import round_bfloat16
 from fastmixer.kernels.packed import BLOCK, CHANNEL_GROUP, CHANNEL_KIND, formats, reference
 
-KINDS = (*packed_op.KINDS, CHANNEL_KIND)
+KINDS = (*packed_op.KINDS, *packed_op.FOR_MANY_ROWS.values())
 SIZES = [(1, 32), (7, 64), (17, 96), (33, 256), (130, 160)]  # outputs, inputs of formats in blocks of 32
 ODD_SIZES = [(1, 1), (3, 7), (17, 31), (31, 33), (65, 100), (8, 127)]  # of plain numbers
 SUM_TOLERANCE = 2e-6  # of the sum of magnitudes: float32 sums in another order
@@ -57,11 +57,11 @@ def test_packed_weights_give_their_values_back(kernel, rng, name, kind, size):
     assert (packed.kind, packed.outputs, packed.inputs) == (kind, *size)
     assert packed.nbytes > 0
     got = unpacked(kernel, packed)
-    if kind == "float32":
+    if kind.startswith("float32"):
         np.testing.assert_array_equal(got, values)
-    elif kind == "bfloat16":
+    elif kind.startswith("bfloat16"):
         np.testing.assert_array_equal(got, round_bfloat16(values))
-    if kind in ("float32", "bfloat16"):
+    if kind.startswith(("float32", "bfloat16")):
         return
     # scale * number and minimum may cancel: some ulp of the larger
     few_ulp = 4 * np.finfo(np.float32).eps * np.abs(values).max()
@@ -130,9 +130,10 @@ def test_the_reference_is_near_the_plain_product(rng, kind, fine):
         rows = unpacked(reference, packed).astype(np.float64)
         truth = x.astype(np.float64) @ rows.T
         # each number of x is off by half a step at most, steps are as likely up as down
-        step = {"float32": 0, "bfloat16": 0}.get(kind, np.abs(x).max() / 127 / (reference.REST_STEPS if fine else 1))
+        step = 0 if kind.startswith(("float32", "bfloat16")) else np.abs(x).max() / 127
+        step /= reference.REST_STEPS if fine and kind in ("int8", "int4") else 1
         spread = step / np.sqrt(12) * np.sqrt((rows**2).sum(axis=1))
-        if kind == "bfloat16":
+        if kind.startswith("bfloat16"):
             spread = ROUNDED_ULP * np.sqrt(((np.abs(x).max() * rows) ** 2).sum(axis=1))
         assert (np.abs(out - truth) <= 6 * spread + 1e-5 * (np.abs(x) @ np.abs(rows).T)).all(), name
 
