@@ -37,6 +37,8 @@ MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvi
 )
 @click.option("--profile", is_flag=True, help="Instead: where the time of a training step of GPT-2 124M goes.")
 @click.option("--precision", default="float32", show_default=True, help="Of --profile: float32 or bfloat16.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Of --profile: sequences a step.")
+@click.option("--time", type=click.IntRange(1, 1024), default=64, show_default=True, help="Of --profile: their tokens.")
 @click.option(
     "--chart",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -50,6 +52,8 @@ def bench(
     json_path: Path | None,
     profile: bool,
     precision: str,
+    batch: int,
+    time: int,
     chart: Path | None,
     against: str | None,
     long: bool,
@@ -64,6 +68,7 @@ def bench(
       fastmixer bench matmul attention   two ops
       fastmixer bench step               a whole training step of GPT-2 124M
       fastmixer bench step --profile     where that step's time goes, and how near each part is to the machine's limit
+      fastmixer bench step --profile --batch 1 --time 1024    the same of one long sequence
       fastmixer bench step --long        a step's time per token at 1024 and 4096 tokens, and attention's part of it
       fastmixer bench --against torch    attention, embedding, head and steps beside PyTorch's (some ten minutes)
       fastmixer bench --against openblas-avx2,machine    matrix products: of OpenBLAS' speed, and of the peak
@@ -94,7 +99,7 @@ def bench(
         _long(op)
         return
     if profile:
-        _profile(op, precision, chart)
+        _profile(op, precision, batch, time, chart)
         return
     if chart is not None:
         raise click.UsageError("--chart draws what --profile measures: give both")
@@ -120,13 +125,14 @@ def bench(
         click.echo(f"figures written to {json_path}")
 
 
-def _profile(op: tuple[str, ...], precision: str, chart: Path | None) -> None:
+def _profile(op: tuple[str, ...], precision: str, batch: int, time: int, chart: Path | None) -> None:
     from fastmixer.bench.profile import profile_step
+    from fastmixer.bench.workloads import step_workload
     from fastmixer.chart import save_profile
 
     if op not in ((), ("step",)):
         raise click.UsageError(f"--profile is of the step: fastmixer bench step --profile; got {' '.join(op)}")
-    found = profile_step(precision)
+    found = profile_step(step_workload(batch, time, precision))
     click.echo(found.table())
     if chart is not None:
         drawn = save_profile(chart, found.rows(), found.seconds, found.steps)

@@ -21,6 +21,7 @@ from fastmixer.bench.workload import Workload
 from fastmixer.cli.main import main
 from fastmixer.kernels.select import implementation, native_levels
 from fastmixer.kernels.threads import get_threads
+from fastmixer.ops.bfloat16 import is_fast
 
 
 def _comparison(order=None, unit="seconds", target=2.0, share=False):
@@ -199,6 +200,7 @@ def test_torch_on_small_work():
     assert peer.versions()["torch"]
     comparisons = peer.comparisons()
     assert {one.group for one in comparisons} == {"attention", "embedding", "head", "step", "memory"}
+    assert any("bfloat16" in one.name for one in comparisons) == is_fast()
     ours, theirs = peer._our_attention((1, 2, 16, 8))(), peer._their_attention((1, 2, 16, 8))()
     ours(), theirs()
     peer._our_embedding()(), peer._their_sparse()(), peer._their_dense()()

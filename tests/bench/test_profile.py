@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import fastmixer as fm
 from fastmixer import chart
 from fastmixer.bench.profile import STEPS, profile_step
 from fastmixer.bench.workload import Workload
+from fastmixer.cli.main import main
 from fastmixer.kernels.select import implementations, kernels, use_kernels
 from fastmixer.model import ModelConfig
 from fastmixer.ops import profile as module
@@ -37,7 +39,7 @@ def step(precision="float32", **changes):
 @pytest.mark.parametrize("changes", [{}, LLAMA], ids=["gpt2", "llama"])
 def test_flops_are_the_model_s(precision, changes):
     workload, config = step(precision, **changes)
-    found = profile_step(workload=workload)
+    found = profile_step(workload)
     assert found.steps == STEPS
     flops = sum(row.flops for row in found.rows()) / STEPS
     # 2.5 products a backward of attention, of which the model counts two: a recomputed one is work, but not progress
@@ -45,7 +47,7 @@ def test_flops_are_the_model_s(precision, changes):
 
 
 def test_times_add_up_and_limits_are_named():
-    found = profile_step(workload=step()[0])
+    found = profile_step(step()[0])
     rows = found.rows()
     assert sum(row.seconds for row in rows) == pytest.approx(found.seconds)
     assert [row.label for row in rows][-1] == REST and rows[-1].seconds > 0
@@ -59,7 +61,7 @@ def test_every_kernel_of_a_step_has_a_cost():
     """Nothing is listed under a kernel's own name, "op: function", for want of a rule."""
     for precision in ("float32", "bfloat16"):
         for changes in ({"dropout": 0.1}, LLAMA):
-            labels = [row.label for row in profile_step(workload=step(precision, **changes)[0]).rows()]
+            labels = [row.label for row in profile_step(step(precision, **changes)[0]).rows()]
             assert not [label for label in labels if ":" in label]
 
 
@@ -98,7 +100,7 @@ def test_nothing_stays_behind():
 
 
 def test_the_table_fits_and_takes_short_rows_together():
-    found = profile_step(workload=step()[0])
+    found = profile_step(step()[0])
     lines = found.table(most=6).splitlines()
     assert len(lines) == 8 and max(map(len, lines)) <= 90
     assert lines[5].startswith("other kernels") and lines[6].startswith(REST) and lines[7].startswith("whole step")
@@ -106,7 +108,7 @@ def test_the_table_fits_and_takes_short_rows_together():
 
 
 def test_the_chart(tmp_path, monkeypatch):
-    found = profile_step(workload=step()[0])
+    found = profile_step(step()[0])
     with pytest.raises(ValueError, match=r"a chart must be a \.png or \.svg file; got .*profile\.jpg$"):
         chart.save_profile(tmp_path / "profile.jpg", found.rows(), found.seconds, found.steps)
     if chart.find_spec("matplotlib"):
@@ -115,3 +117,12 @@ def test_the_chart(tmp_path, monkeypatch):
             assert path.read_bytes().startswith(start)
     monkeypatch.setattr(chart, "find_spec", lambda name: None)
     assert chart.save_profile(tmp_path / "profile.png", found.rows(), found.seconds, found.steps) is None
+
+
+def test_the_command_takes_a_shape(monkeypatch):
+    asked = []
+    monkeypatch.setattr("fastmixer.bench.workloads.step_workload", lambda *shape: asked.append(shape) or step()[0])
+    result = CliRunner().invoke(main, ["bench", "step", "--profile", "--batch", "1", "--time", "1024"])
+    assert result.exit_code == 0, result.output
+    assert asked == [(1, 1024, "float32")]
+    assert result.output.startswith("where a step goes") and "whole step" in result.output
