@@ -48,7 +48,7 @@ def load(
     """
     check_choice("load", "cache", cache, tuple(DTYPES))
     kept = cache_folder(packed_cache)
-    folder = _encoder_folder(path_or_name, offline, revision)
+    folder = vectors_folder(path_or_name, offline, revision)
     if folder is not None:
         if cache_tokens is not None or (context is not None and is_encoder_folder(folder)):
             raise ValueError(f"load: {path_or_name} is an encoder; context and cache_tokens are for language models")
@@ -72,7 +72,7 @@ def _require_memory(source: ModelSource, weights: str, cache: str) -> None:
     )  # fmt: skip
 
 
-def _encoder_folder(path_or_name: str | Path, offline: bool | None, revision: str | None) -> Path | None:
+def vectors_folder(path_or_name: str | Path, offline: bool | None, revision: str | None) -> Path | None:
     """Where what makes vectors lies, downloaded if it is a name on the hub; None if it is no such model."""
     path = Path(path_or_name)
     if not path.exists() and isinstance(path_or_name, str):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,12 @@ import click
 from fastmixer.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastmixer.text import Tokenizer
+    from fastmixer.weights.encoder_folder import EncoderSource
     from fastmixer.weights.source import ModelSource
+    from fastmixer.weights.stored import StoredTensor
 
 
 @click.command("info")
@@ -29,7 +34,8 @@ def info(
     packed_cache: bool | None,
     offline: bool,
 ) -> None:
-    """Print what MODEL (a .gguf file, a folder, a training run, or org/name) is made of, and the memory it will need.
+    """Print what MODEL (a .gguf file, a folder, an encoder, a training run, or org/name) is made of, and the memory that a
+    model that writes will need.
 
     \b
     Examples:
@@ -37,20 +43,37 @@ def info(
       fastmixer info model.gguf --context 2048 --cache int8 --weights int8
       fastmixer info runs/book --tensors
     """
+    from fastmixer.opening import vectors_folder
+    from fastmixer.weights.encoder_folder import is_encoder_folder, open_encoder
+    from fastmixer.weights.encoder_recipe import transformer_folder
+    from fastmixer.weights.hf_folder import open_folder
     from fastmixer.weights.source import open_source
 
-    source = open_source(model, context=context, offline=offline or None)
+    folder = vectors_folder(model, offline or None, None)
+    if folder is not None and is_encoder_folder(folder):
+        _show_encoder(open_encoder(folder, name=None if Path(model).exists() else model), list_tensors, as_json)
+        return
+    if folder is not None:  # a decoder whose hidden states become vectors
+        source = open_folder(
+            transformer_folder(folder), context, folder.name if Path(model).exists() else model, body_only=True
+        )
+    else:
+        source = open_source(model, context=context, offline=offline or None)
     found = _report(source, weights, cache)
     found["packed_cache"] = _packed(source, weights, packed_cache)
     if list_tensors:
-        found["tensors"]["list"] = _tensors(source, found.pop("kinds"))
+        found["tensors"]["list"] = _tensors(source.tensors, found.pop("kinds"))
     found.pop("kinds", None)
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    for name, text in _lines(found):
+    _print(_lines(found), found["tensors"].get("list", []))
+
+
+def _print(lines: list[tuple[str, str]], tensors: list[dict[str, Any]]) -> None:
+    for name, text in lines:
         click.echo(f"{name:<13}{text}")
-    for tensor in found["tensors"].get("list", []):
+    for tensor in tensors:
         shape = " x ".join(f"{n:,}" for n in tensor["shape"])
         kept = tensor["kept"] or ""
         click.echo(
@@ -70,28 +93,33 @@ def _report(source: "ModelSource", weights: str, cache: str) -> dict[str, Any]:
     planned = plan(source, weights)
     config = source.config
     cache_bytes = sequence_bytes(planned, CHUNK, cache)
-    types: dict[str, dict[str, int]] = {}
-    for tensor in source.tensors.values():
-        entry = types.setdefault(tensor.type.name, {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        entry["bytes"] += tensor.nbytes
     return {
         "name": source.name,
         "path": str(source.path),
         "architecture": {"name": _architecture(source), **asdict(config)},
         "parameters": sum(prod(tensor.shape) for tensor in source.tensors.values()),
         "context": config.context,
-        "tensors": {
-            "count": len(source.tensors),
-            "bytes": sum(entry["bytes"] for entry in types.values()),
-            "types": dict(sorted(types.items(), key=lambda pair: -pair[1]["bytes"])),
-        },
+        "tensors": _types(source.tensors),
         "weights": {"asked": weights, "matrices": planned.matrices, "bytes": planned.weight_bytes},
         "cache": {"dtype": cache, "tokens": config.context, "bytes": cache_bytes},
         "memory": {"needed": planned.weight_bytes + cache_bytes, "available": available_memory()},
         "tokenizer": None if source.tokenizer is None else _tokenizer(source.tokenizer),
         "generation": dict(source.generation),
         "kinds": planned.kinds,
+    }
+
+
+def _types(tensors: "Mapping[str, StoredTensor]") -> dict[str, Any]:
+    """How many tensors there are, and of what types."""
+    types: dict[str, dict[str, int]] = {}
+    for tensor in tensors.values():
+        entry = types.setdefault(tensor.type.name, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += tensor.nbytes
+    return {
+        "count": len(tensors),
+        "bytes": sum(entry["bytes"] for entry in types.values()),
+        "types": dict(sorted(types.items(), key=lambda pair: -pair[1]["bytes"])),
     }
 
 
@@ -133,7 +161,7 @@ def _tokenizer(tokenizer: "Tokenizer") -> dict[str, Any]:
     }
 
 
-def _tensors(source: "ModelSource", kinds: dict[str, str]) -> list[dict[str, Any]]:
+def _tensors(tensors: "Mapping[str, StoredTensor]", kinds: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -142,8 +170,56 @@ def _tensors(source: "ModelSource", kinds: dict[str, str]) -> list[dict[str, Any
             "bytes": tensor.nbytes,
             "kept": kinds.get(name),
         }
-        for name, tensor in source.tensors.items()
+        for name, tensor in tensors.items()
     ]
+
+
+# ---- encoders ----
+
+
+def _show_encoder(source: "EncoderSource", list_tensors: bool, as_json: bool) -> None:
+    """What makes vectors (or scores) of texts."""
+    from fastmixer.weights.folder import CONFIG
+    from fastmixer.weights.strict_json import read_object
+
+    config, recipe = source.config, source.recipe
+    listed = _tensors(source.tensors, {}) if list_tensors else []
+    found = {
+        "name": source.name,
+        "path": str(source.folder),
+        "architecture": {"name": str(read_object(source.path / CONFIG)["model_type"]), **asdict(config)},
+        "parameters": sum(prod(tensor.shape) for tensor in source.tensors.values()),
+        "context": recipe.max_length or config.context,
+        "tensors": {**_types(source.tensors), **({"list": listed} if list_tensors else {})},
+        "pooling": None if config.head else recipe.pooling,
+        "vector": recipe.dense[-1].weight.shape[0] if recipe.dense else config.dim,
+        "classes": config.head.classes if config.head else None,
+        "prompts": sorted(recipe.prompts),
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    shape = f"{config.layers} layers of width {config.dim:,}, vocabulary {config.vocab:,}"
+    gives = f"vectors of {found['vector']:,} numbers, pooling {recipe.pooling}"
+    if recipe.dense:
+        gives += f", {len(recipe.dense)} dense"
+    if config.head:
+        gives = f"scores of pairs, {config.head.classes} each"
+    _print(
+        [
+            ("model", source.name),
+            ("path", str(source.folder)),
+            ("architecture", f"{found['architecture']['name']}: an encoder, {shape}"),
+            ("attention", f"{config.heads} heads of {config.dim // config.heads}"),
+            ("feedforward", f"{config.hidden:,} wide, {'gated ' if config.gated else ''}{config.activation}"),
+            ("gives", gives),
+            ("parameters", f"{found['parameters']:,}"),
+            ("context", f"{found['context']:,} tokens"),
+            _tensors_line(found["tensors"]),
+            *([("prompts", ", ".join(found["prompts"]))] if recipe.prompts else []),
+        ],
+        listed,
+    )
 
 
 # ---- as text ----
@@ -151,8 +227,7 @@ def _tensors(source: "ModelSource", kinds: dict[str, str]) -> list[dict[str, Any
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     size = options.size
-    tensors, weights, cache, memory = (found[name] for name in ("tensors", "weights", "cache", "memory"))
-    types = ", ".join(f"{one['count']} {name} ({size(one['bytes'])})" for name, one in tensors["types"].items())
+    weights, cache, memory = (found[name] for name in ("weights", "cache", "memory"))
     kinds = ", ".join(f"{count} {kind}" for kind, count in weights["matrices"].items())
     available = memory["available"]
     fits = ""
@@ -167,7 +242,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         *_architecture_lines(found["architecture"]),
         ("parameters", f"{found['parameters']:,}"),
         ("context", f"{found['context']:,} tokens"),
-        ("tensors", f"{tensors['count']}, {size(tensors['bytes'])}: {types}"),
+        _tensors_line(found["tensors"]),
         ("weights", f"{weights['asked']}: matrices {kinds}; {size(weights['bytes'])}"),
         ("cache", f"{cache['dtype']}: {size(cache['bytes'])} for {cache['tokens']:,} tokens"),
         ("memory", f"{size(memory['needed'])} needed{fits}"),
@@ -175,6 +250,12 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("tokenizer", _tokenizer_line(found["tokenizer"])),
         *([("advised", advice)] if advice else []),
     ]
+
+
+def _tensors_line(tensors: dict[str, Any]) -> tuple[str, str]:
+    size = options.size
+    types = ", ".join(f"{one['count']} {name} ({size(one['bytes'])})" for name, one in tensors["types"].items())
+    return "tensors", f"{tensors['count']}, {size(tensors['bytes'])}: {types}"
 
 
 def _packed_line(found: dict[str, Any]) -> str:

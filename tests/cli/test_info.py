@@ -11,6 +11,7 @@ from fastmixer.model.decoder import Decoder
 from fastmixer.model.plan import plan
 from fastmixer.opening import load
 from fastmixer.weights.convert import convert
+from fastmixer.weights.encoder_folder import open_encoder
 
 TINY = Path(__file__).parents[1] / "model" / "tiny"
 
@@ -99,3 +100,20 @@ def test_what_is_kept_of_packed_weights(run, tmp_path, monkeypatch):
     again = run("generate", path, "Alice", "-n", 2, "--temperature", 0, "--packed-cache")
     assert again.output == result.output
     assert len(list((tmp_path / "home" / "fastmixer" / "packed").glob("*.packed"))) == 1
+
+
+def test_of_encoders(run):
+    folder = TINY.parents[1] / "embed" / "tiny"
+    result = run("info", folder / "bert", "--tensors")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
+    config = open_encoder(folder / "bert").config
+    assert lines["architecture"].startswith(f"bert: an encoder, {config.layers} layers of width {config.dim}")
+    assert lines["gives"] == f"vectors of {config.dim} numbers, pooling mean"
+    assert "layers.0.attention.q.weight" in lines
+    for name in ("modernbert", "xlm-roberta"):
+        found = json.loads(run("info", folder / name, "--json").output)
+        assert found["architecture"]["name"] == name and found["classes"] is None and found["parameters"] > 1000
+    found = json.loads(run("info", folder / "mpnet-classifier", "--json").output)
+    assert found["pooling"] is None and found["classes"] >= 1
+    assert "scores of pairs, " in run("info", folder / "mpnet-classifier").output
