@@ -1,6 +1,7 @@
 """Makes tests/text/data: two small tokenizers, and hashes of the ids that others give for the strings of random_strings.py.
 
     python tests/text/make_goldens.py SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/text/make_goldens.py cuttings      # only those of every name of a way to cut text
 
 Needs what fastmixer's tests do not: sentencepiece, xllamacpp (llama.cpp), gguf, tokenizers. Nothing of fastmixer is used:
 sentencepiece answers for its own small model, llama.cpp for the GGUF files.
@@ -16,13 +17,17 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import sentencepiece
 import tokenizers
 import xllamacpp
-from random_strings import BLOCK, SMOLLM2_LACKS, random_strings, without
+from random_strings import BLOCK, SMOLLM2_LACKS, for_cutting, random_strings, without
 
 HERE = Path(__file__).parent
 ALICE = HERE.parents[1] / "fastmixer" / "assets" / "alice29.txt"
+# One name (tokenizer.ggml.pre) of every way to cut that is known here.
+CUTTINGS = (
+    "default gpt-2 mpt smollm command-r llama-bpe dbrx qwen2 hunyuan qwen35 deepseek-llm deepseek-coder deepseek-v3 falcon "
+    "tekken gpt-4o bloom viking"
+).split()
 LLAMA3_CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -40,6 +45,20 @@ def main(smollm2):
         goldens["llama3"] = hashes(llama_cpp(path, [*strings, book]))
     write("llama3.json", fields)
     write("parity.json", goldens)
+    cuttings()
+
+
+def cuttings():
+    """What llama.cpp makes of the vocabulary of llama3.json, cut in every way."""
+    fields = json.loads((HERE / "data" / "llama3.json").read_text(encoding="utf-8"))
+    texts = [*random_strings(), ALICE.read_bytes().decode().replace("\r\n", "\n")]
+    found = {}
+    for name in CUTTINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            write_gguf(path, fields | {"tokenizer.ggml.pre": name})
+            found[name] = hashes(llama_cpp(path, for_cutting(name, texts)))
+    write("cuttings.json", found)
 
 
 def hashes(rows):
@@ -57,6 +76,8 @@ def write(name, value):
 
 def spm(strings):
     """A small SentencePiece BPE model of the book, as Llama 2's is made, and its GGUF fields."""
+    import sentencepiece
+
     file = io.BytesIO()
     lines = ALICE.read_text().splitlines() + [text for text in strings[:2000] if "\n" not in text]
     sentencepiece.SentencePieceTrainer.train(
@@ -152,4 +173,4 @@ def llama_cpp(path, texts):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    cuttings() if sys.argv[1] == "cuttings" else main(sys.argv[1])

@@ -1,6 +1,7 @@
 """The strings that tokenizers are compared on: the same ones wherever, whenever. random.Random(seed) is fixed by Python."""
 
 import random
+import unicodedata
 
 SEED = 20261123
 COUNT = 10_000
@@ -34,6 +35,19 @@ def random_strings(count=COUNT, seed=SEED):
     """count strings of up to some 60 characters: words, runs of spaces, and characters of every kind."""
     source = random.Random(seed)
     return ["".join(_part(source) for _ in range(source.randint(1, 6))) for _ in range(count)]
+
+
+def for_cutting(name, texts):
+    """texts as llama.cpp and the patterns that a model was trained with agree on them (tokenizer.ggml.pre is `name`).
+
+    llama.cpp composes no characters; where a mark stands before a capital it cuts Tekken's words otherwise, which shows where
+    a whole word is a piece that no merge makes; DeepSeek LLM's pattern for spaces at the end it applies to the wide one too.
+    """
+    if name in ("mpt", "command-r", "qwen2", "qwen35"):
+        return [unicodedata.normalize("NFC", text) for text in texts]
+    if name == "tekken":
+        return [text.replace("HTMLParser", "") for text in texts]
+    return without("\u3000", texts) if name == "deepseek-llm" else texts
 
 
 def without(characters, texts):

@@ -91,7 +91,9 @@ def test_hostile_templates_are_ended(template, with_template):
 @pytest.mark.parametrize(
     "template",
     [
-        pytest.param("{{ ''.__class__.__base__.__subclasses__()[104].load_module('os').system('id') }}", id="CVE-2024-34359"),
+        pytest.param(
+            "{{ ''.__class__.__base__.__subclasses__()[104].load_module('os').system('id') }}", id="CVE-2024-34359"
+        ),
         pytest.param(
             "{% for x in ().__class__.__base__.__subclasses__() %}{% if 'warning' in x.__name__ %}"
             "{{ x()._module.__builtins__['__import__']('os').popen('id').read() }}{% endif %}{% endfor %}",

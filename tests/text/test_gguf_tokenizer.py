@@ -37,14 +37,14 @@ def stored_fields(name, **changes):
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def differing_blocks(tokenizer, name, texts=None):
+def differing_blocks(tokenizer, name, texts=None, file="parity.json"):
     """Blocks of the random strings, or the book (the last), whose ids are not the oracle's."""
     texts = [*(texts or strings_of.random_strings()), alice_text()]
-    rows = [tokenizer.encode(text).tolist() for text in texts]
+    rows = [row.tolist() for row in tokenizer.encode_batch(texts)]
     size = strings_of.BLOCK
     blocks = [rows[i : i + size] for i in range(0, len(rows) - 1, size)] + [rows[-1:]]
     found = [hashlib.sha256(json.dumps(block).encode()).hexdigest()[:16] for block in blocks]
-    expected = stored("parity.json")[name]
+    expected = stored(file)[name]
     assert len(found) == len(expected) == strings_of.COUNT // size + 1
     return [index for index, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other]
 
@@ -52,6 +52,17 @@ def differing_blocks(tokenizer, name, texts=None):
 @pytest.mark.parametrize("name", ["spm", "llama3"])
 def test_ten_thousand_strings_and_the_book_get_the_ids_of_others(name):
     assert differing_blocks(tokenizer_from_gguf(stored_fields(name), "x.gguf"), name) == []
+
+
+@pytest.mark.parametrize("name", stored("cuttings.json"))
+def test_every_way_to_cut_gives_the_ids_of_llama_cpp(name):
+    texts = strings_of.for_cutting(name, strings_of.random_strings())
+    tokenizer = tokenizer_from_gguf(stored_fields("llama3", pre=name), "x.gguf")
+    assert differing_blocks(tokenizer, name, texts, "cuttings.json") == []
+
+
+def test_every_way_to_cut_has_an_oracle():
+    assert {CUTTINGS[name] for name in stored("cuttings.json")} == set(CUTTINGS.values())
 
 
 def test_the_real_file_gets_the_ids_of_llama_cpp(smollm2_path):
