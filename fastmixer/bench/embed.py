@@ -203,9 +203,10 @@ class EmbedBench:
         """What is asked for and what runs may differ: bfloat16 without instructions for it."""
         if not is_fast():
             ran = [f"{one.engine} {one.worker.opened['ran']}" for one in entrants if one.precision == "bfloat16"]
+            emulated = "; OpenVINO emulates, so that its float32 counts in those rows too" if OPENVINO in self.peers else ""
             self.remarks.append(
-                f"this processor has no bfloat16 instructions: asked for bfloat16, the linear maps are {', '.join(ran)}; "
-                "ours multiplies such weights in float32, OpenVINO emulates, so that its float32 counts in those rows too"
+                f"this processor has no bfloat16 instructions: asked for bfloat16, the linear maps are {', '.join(ran)}, and "
+                f"ours multiplies such weights in float32{emulated}"
             )
 
     def _agree(self, entrants: list[Entrant], texts: list[str]) -> None:
