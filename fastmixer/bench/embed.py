@@ -205,7 +205,7 @@ class EmbedBench:
             ran = [f"{one.engine} {one.worker.opened['ran']}" for one in entrants if one.precision == "bfloat16"]
             emulated = "; OpenVINO emulates, so that its float32 counts in those rows too" if OPENVINO in self.peers else ""
             self.remarks.append(
-                f"this processor has no bfloat16 instructions: asked for bfloat16, the linear maps are {', '.join(ran)}, and "
+                f"this processor has no bfloat16 instructions: asked for bfloat16, linear maps are {', '.join(ran)}, and "
                 f"ours multiplies such weights in float32{emulated}"
             )
 
