@@ -24,6 +24,9 @@ strings_of = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(strings_of)
 
 
+ALL_STRINGS = strings_of.random_strings()
+
+
 def stored(name):
     return json.loads((HERE / "data" / name).read_text(encoding="utf-8"))
 
@@ -39,7 +42,7 @@ def stored_fields(name, **changes):
 
 def differing_blocks(tokenizer, name, texts=None, file="parity.json"):
     """Blocks of the random strings, or the book (the last), whose ids are not the oracle's."""
-    texts = [*(texts or strings_of.random_strings()), alice_text()]
+    texts = [*(texts or ALL_STRINGS), alice_text()]
     rows = [row.tolist() for row in tokenizer.encode_batch(texts)]
     size = strings_of.BLOCK
     blocks = [rows[i : i + size] for i in range(0, len(rows) - 1, size)] + [rows[-1:]]
@@ -56,7 +59,7 @@ def test_ten_thousand_strings_and_the_book_get_the_ids_of_others(name):
 
 @pytest.mark.parametrize("name", stored("cuttings.json"))
 def test_every_way_to_cut_gives_the_ids_of_llama_cpp(name):
-    texts = strings_of.for_cutting(name, strings_of.random_strings())
+    texts = strings_of.for_cutting(name, ALL_STRINGS)
     tokenizer = tokenizer_from_gguf(stored_fields("llama3", pre=name), "x.gguf")
     assert differing_blocks(tokenizer, name, texts, "cuttings.json") == []
 
@@ -73,7 +76,7 @@ def test_the_real_file_gets_the_ids_of_llama_cpp(smollm2_path):
     assert (tokenizer.vocab_size, tokenizer.kind, tokenizer.begin_id, tokenizer.adds_begin) == (49152, "bpe", 1, False)
     assert tokenizer.end_id == 2 and tokenizer.end_ids == {0, 2}
     assert tokenizer.chat_template == metadata["tokenizer.chat_template"]
-    texts = strings_of.without(strings_of.SMOLLM2_LACKS, strings_of.random_strings())
+    texts = strings_of.without(strings_of.SMOLLM2_LACKS, ALL_STRINGS)
     assert differing_blocks(tokenizer, "smollm2", texts) == []
     # Bytes without any piece fall out before merging, as they do in the tokenizer.json that the model was trained with.
     assert tokenizer.encode("a \x06!").tolist() == tokenizer.encode("a !").tolist()
