@@ -196,7 +196,7 @@ def test_a_worker_of_ours(folder):
     worker = Worker(OUR_EMBEDDER, folder, 1, first={"texts": ["one"]}, weights="float32")
     try:
         found = worker.run(texts=TEXTS, batch=2, repeats=3, vectors=True)
-        assert worker.opened["ran"] == "float32" and worker.seconds > worker.opened["first_token_seconds"] > 0
+        assert worker.opened["ran"].startswith("float32") and worker.seconds > worker.opened["first_token_seconds"] > 0
         assert found["seconds"] > 0
         np.testing.assert_allclose(found["vectors"], load_sentence_model(folder, "float32").embed(TEXTS), atol=1e-6)
     finally:

@@ -8,6 +8,11 @@ from fastmixer.embed.auto_weights import FASTER, GATES, SENTENCES
 from fastmixer.kernels import select
 
 
+def kinds_of(told):
+    """As people ask for them: how a kind is laid out is the encoder's choice."""
+    return {kind.split("_")[0] for kind in told["matrices"]}
+
+
 @pytest.fixture
 def on(monkeypatch):
     """on(implementation): as if the kernels were that one's."""
@@ -31,7 +36,7 @@ def test_what_the_processor_multiplies_faster_is_tried_fastest_first(
     monkeypatch.setattr(auto_weights, "GATES", dict.fromkeys(FASTER, 1.1))  # nothing passes
     told = load_sentence_model(tiny_folder(), progress=False).info()["weights"]
     assert list(told["tried"]) == kinds and all(0.9 < least < 1.001 for least in told["tried"].values())
-    assert (told["asked"], told["chosen"]) == ("auto", "float32") and set(told["matrices"]) == {"float32"}
+    assert (told["asked"], told["chosen"]) == ("auto", "float32") and kinds_of(told) == {"float32"}
 
 
 def test_the_first_that_passes_is_taken(tiny_folder, on, monkeypatch):
@@ -41,7 +46,7 @@ def test_the_first_that_passes_is_taken(tiny_folder, on, monkeypatch):
     model = load_sentence_model(folder, progress=False)
     told = model.info()["weights"]
     assert (told["chosen"], list(told["tried"])) == ("bfloat16", ["int8", "bfloat16"])
-    assert set(told["matrices"]) == {"bfloat16"} and told["bytes"] == model.encoder.nbytes
+    assert kinds_of(told) == {"bfloat16"} and told["bytes"] == model.encoder.nbytes
     monkeypatch.setattr(auto_weights, "GATES", {"int8": 0.5, "bfloat16": 0.5})
     told = load_sentence_model(folder, progress=False).info()["weights"]
     assert (told["chosen"], list(told["tried"])) == ("int8", ["int8"])

@@ -30,7 +30,7 @@ def starts_of(*lengths):
 @pytest.mark.parametrize("name", MODELS)
 def test_tiny_models_have_the_hidden_states_of_transformers(implementation, name):
     encoder = Encoder(open_encoder(TINY / name), "float32")
-    assert set(encoder.kinds.values()) == {"float32"}
+    assert {kind.split("_")[0] for kind in encoder.kinds.values()} == {"float32"}
     runs = goldens_of(name)
     for ids, types, expected, _ in runs:
         assert np.abs(encoder.forward(ids, starts_of(len(ids)), types) - expected).max() <= HIDDEN
@@ -64,7 +64,7 @@ def test_how_weights_are_kept():
     source = open_encoder(TINY / "modernbert")
     for weights in ("float32", "bfloat16"):
         encoder = Encoder(source, weights)
-        assert set(encoder.kinds.values()) == {weights} and len(encoder.kinds) == 1 + 3 * 7
+        assert {kind.split("_")[0] for kind in encoder.kinds.values()} == {weights} and len(encoder.kinds) == 1 + 3 * 7
     kinds = Encoder(source, "int4").kinds
     assert kinds.pop("embedding.weight") == "int8" and set(kinds.values()) == {"int4"}
     with select.use_kernels("reference"):  # which pads the least: these matrices are small
