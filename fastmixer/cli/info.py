@@ -184,7 +184,7 @@ def _show_encoder(source: "EncoderSource", list_tensors: bool, as_json: bool) ->
 
     config, recipe = source.config, source.recipe
     listed = _tensors(source.tensors, {}) if list_tensors else []
-    found = {
+    found: dict[str, Any] = {
         "name": source.name,
         "path": str(source.folder),
         "architecture": {"name": str(read_object(source.path / CONFIG)["model_type"]), **asdict(config)},

@@ -245,7 +245,7 @@ def _write(file: BinaryIO, weights: Iterable[tuple[str, PackedWeight]]) -> int:
             else:
                 padded = -array.nbytes % LINE
                 content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                file.write(content)
+                file.write(content.data)
                 file.write(bytes(padded))
                 described |= {"start": at, "sum": _sum(content)}
                 at += array.nbytes + padded
