@@ -26,7 +26,7 @@ VEC_INLINE vf vf_erf(vf x) {
     q = vf_fma(q, square, vf_set(-1.68282697438203e-03f));
     q = vf_fma(q, square, vf_set(-7.37332916720468e-03f));
     q = vf_fma(q, square, vf_set(-1.42647390514189e-02f));
-    return vf_min(vf_set(1.0f), vf_max(vf_set(-1.0f), x * p / q));
+    return vf_min(vf_set(1.0f), vf_max(vf_set(-1.0f), vf_quotient(x * p, q)));
 }
 
 VEC_INLINE vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }

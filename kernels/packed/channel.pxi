@@ -9,6 +9,7 @@
 cdef extern from "packed/channel.h" nogil:
     enum: CHANNEL_GROUP
     enum: CHANNEL_DEPTH
+    enum: CHANNEL_STEPS
     enum: CHANNEL_ROWS
     enum: CHANNEL_PANELS
     ctypedef struct ChannelMatrix:
@@ -29,7 +30,7 @@ cdef extern from "packed/channel.h" nogil:
 cdef enum:
     CHANNEL_BLOCK = 64  # rows a task: their sums for a tile's panels, 12 KB, stay in L1
     CHANNEL_TASK = 2  # a tile's panels so often: columns a task
-    ROUND_ALONE = 32768  # numbers of x up to which the caller rounds them itself: less than it takes to wake a thread
+    ROUND_ALONE = 8192  # numbers of x up to which the caller rounds them itself: less than it takes to wake a thread
 
 
 cdef struct ChannelPart:
@@ -115,6 +116,9 @@ cdef void channel_block(void *argument, ptrdiff_t task) noexcept nogil:
         while group < op.x.groups:
             row = 0
             while row < rows:
+                # What comes next is asked for meanwhile: a panel is read once for all rows, and where those are few it sets the
+                # time.
+                ask_for_slice(part.weight, panel, group, row // CHANNEL_ROWS, (rows + CHANNEL_ROWS - 1) // CHANNEL_ROWS)
                 channel_tile_of(min(CHANNEL_ROWS, rows - row), part.weight, panel, &op.x, row_start + row, group,
                                 sums + row * CHANNEL_PANELS * VF_WIDTH, group > 0)
                 row += CHANNEL_ROWS
@@ -123,6 +127,24 @@ cdef void channel_block(void *argument, ptrdiff_t task) noexcept nogil:
             for t in range(rows):
                 finish_channel(op, part, row_start + t, panel + p, sums + (t * CHANNEL_PANELS + p) * VF_WIDTH)
         panel += CHANNEL_PANELS
+
+
+cdef inline void ask_for_slice(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_t group, ptrdiff_t slice, ptrdiff_t slices) noexcept nogil:
+    """One of `slices` parts of the visit after that of `group` at a tile's panels: the same panels' next groups, or the first
+    groups of the next panels."""
+    cdef ptrdiff_t step = CHANNEL_STEPS * (group + CHANNEL_DEPTH), steps, p, line, stop
+    cdef const uint8_t *start
+    if step >= w.steps:
+        step, panel = 0, panel + CHANNEL_PANELS
+        if panel >= channel_panels(w):
+            return
+    steps = min(CHANNEL_STEPS * CHANNEL_DEPTH, w.steps - step) * VF_WIDTH * 4
+    for p in range(CHANNEL_PANELS):
+        start = w.numbers + (panel + p) * channel_panel_bytes(w) + step * VF_WIDTH * 4
+        line, stop = steps * slice // slices // 64 * 64, steps * (slice + 1) // slices
+        while line < stop:
+            prefetch_read(start + line)
+            line += 64
 
 
 cdef inline void finish_channel(const ChannelTask *op, const ChannelPart *part, ptrdiff_t row, ptrdiff_t panel,
