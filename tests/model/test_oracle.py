@@ -1,6 +1,7 @@
 """Logits, loss, every gradient and ten AdamW steps against PyTorch and transformers: stored goldens always, fresh random
 models where both are installed."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -79,13 +80,18 @@ def test_goldens(kind, implementation):
         _check(kind, _golden(kind))
 
 
+@functools.cache
+def _fresh(kind, seed, dim):
+    return make_goldens.oracle(kind, seed, dim)
+
+
 @pytest.mark.parametrize(("seed", "dim"), [(1, 32), (2, 64)])
 @pytest.mark.parametrize("kind", make_goldens.KINDS)
 def test_fresh_models(kind, seed, dim, implementation):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     with use_kernels(implementation):
-        _check(kind, make_goldens.oracle(kind, seed, dim))
+        _check(kind, _fresh(kind, seed, dim))
 
 
 @pytest.mark.parametrize("kind", make_goldens.KINDS)
