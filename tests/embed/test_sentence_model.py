@@ -384,4 +384,4 @@ def test_info(tiny_folder):
     write_pooling(folder, "cls_token")
     info = load_sentence_model(folder, "int8").info()
     assert info["name"] == "bert" and info["pooling"] == "cls" and info["dim"] == 32 and info["max_length"] == 64
-    assert info["weights"]["asked"] == "int8" and info["weights"]["matrices"] == {"int8": 13}
+    assert info["weights"]["asked"] == "int8" and info["weights"]["matrices"] == {"int8": 1, "int8_channel": 12}
