@@ -2,8 +2,8 @@
 
 Kinds "int8" and "int4" keep blocks of 32 numbers: value = scale * number (+ minimum). Formats that are such blocks, or
 come to the same, keep their values; all others are rounded. Rows of x are rounded to int8 as well, blocks of 32 by
-their largest number (llama.cpp's Q8_0), so that a block's product is a sum of integers. "int8_channel" has one scale an output,
-and one for every CHANNEL_GROUP numbers of x. Knows nothing of models.
+their largest number (llama.cpp's Q8_0), so that a block's product is a sum of integers. "int8_channel" has one scale an
+output, and one for every CHANNEL_GROUP numbers of x. Knows nothing of models.
 """
 
 import numpy as np
@@ -24,9 +24,9 @@ REST_STEPS = np.float32(254)  # rounding leaves at most half a step: 127 of thes
 def pack_weight(raw, type_name, outputs, inputs, kind):
     """The weight [outputs, inputs] whose blocks are raw: uint8 [outputs, bytes a row], as PackedWeight of this kind.
 
-    "float32", "bfloat16" (and "..._panels"): {"rows"}; "int8", "int4": {"numbers": int8 [outputs, blocks, 32], "scales": float32
-    [outputs, blocks]} and "minima", where there are any. Columns past the last are zeros. "int8_channel": {"numbers": int8
-    [outputs, inputs], "scales": float32 [outputs]}.
+    "float32", "bfloat16" (and "..._panels"): {"rows"}; "int8", "int4": {"numbers": int8 [outputs, blocks, 32], "scales":
+    float32 [outputs, blocks]} and "minima", where there are any. Columns past the last are zeros. "int8_channel":
+    {"numbers": int8 [outputs, inputs], "scales": float32 [outputs]}.
     """
     if kind in EXACT and type_name in EXACT[kind]:
         numbers, scales, minima = blocks_of_numbers(raw, BY_NAME[type_name])
