@@ -183,34 +183,49 @@ def test_a_save_killed_before_any_of_its_operations_leaves_whole_checkpoints(tmp
     assert int(result.stdout.split()[0]) > 20
 
 
-# A training run that waits at every tenth step until it is told to go on: whoever kills it knows about where it is.
-RUN = textwrap.dedent("""
+# A training run that waits at every tenth step until it is told to go on: whoever kills it knows about where it is. Each is
+# a child of a process that has imported everything and measured the machine: twenty times those were most of a minute.
+RUNS = textwrap.dedent("""
+    import os
     import sys
     from pathlib import Path
     import fastmixer as fm
     from fastmixer.data import open_dataset
     from fastmixer.model import ModelConfig
+    from fastmixer.ops.profile import Profile, profiled
     from fastmixer.train.checkpoint import list_checkpoints
 
     run, data = Path(sys.argv[1]), Path(sys.argv[2])
+    fm.set_threads(2)
+    with profiled(Profile()):
+        fm.Trainer, fm.Transformer, fm.Tokenizer
 
     def wait(message):
         print(message, flush=True)
         sys.stdin.readline()
 
-    fm.set_threads(2)
-    if list_checkpoints(run):
-        trainer = fm.Trainer.resume(run, on_message=wait, progress=False)
-    else:
-        tokenizer = fm.Tokenizer.load(data.parent)
-        config = ModelConfig(vocab=tokenizer.vocab_size, context=8, dim=16, layers=2, heads=2, hidden=32, dropout=0.1)
-        trainer = fm.Trainer(
-            fm.Transformer(config, seed=1, tokenizer=tokenizer), tokenizer, open_dataset(data), folder=run, steps=240,
-            batch=2, time=8, accumulate=2, warmup=5, evaluate_every=10, evaluate_batches=2, save_every=2, on_message=wait,
-            progress=False,
-        )
-    trainer.fit()
-    print("done", flush=True)
+    def train():
+        if list_checkpoints(run):
+            trainer = fm.Trainer.resume(run, on_message=wait, progress=False)
+        else:
+            tokenizer = fm.Tokenizer.load(data.parent)
+            config = ModelConfig(vocab=tokenizer.vocab_size, context=8, dim=16, layers=2, heads=2, hidden=32, dropout=0.1)
+            trainer = fm.Trainer(
+                fm.Transformer(config, seed=1, tokenizer=tokenizer), tokenizer, open_dataset(data), folder=run, steps=240,
+                batch=2, time=8, accumulate=2, warmup=5, evaluate_every=10, evaluate_batches=2, save_every=2,
+                on_message=wait, progress=False,
+            )
+        trainer.fit()
+
+    for line in sys.stdin:
+        if line != "begin\\n":  # a killed child may have left its line
+            continue
+        child = os.fork()
+        if child == 0:
+            print(os.getpid(), flush=True)
+            train()
+            os._exit(0)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """)
 STRETCH, STRETCHES = 10, 24
 
@@ -220,30 +235,34 @@ def test_kill_9_at_twenty_moments_costs_no_bit(tmp_path, dataset, tokenizer):
     alone: the same weights, moments and metrics."""
     tokenizer.save(dataset.folder.parent)
 
-    def start(run):
-        command = [sys.executable, "-c", RUN, str(run), str(dataset.folder)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)  # fmt: skip
-
     def to_the_end(run, killed_in, seconds):
         """Kills once within each stretch of killed_in, up to `seconds` after it began; the newest checkpoint after each kill."""
-        process, left, reached = start(run), set(killed_in), []
-        for _ in range(10 * STRETCHES):
-            line = process.stdout.readline()
-            if line == "done\n":
-                process.communicate(timeout=60)
-                return reached
-            assert line.startswith("step"), process.communicate(timeout=60)[1]
-            stretch = int(line.split()[1]) // STRETCH
-            process.stdin.write("go on\n")
-            if stretch in left:
-                left.remove(stretch)
-                time.sleep(moments.uniform(0, seconds))
-                process.send_signal(signal.SIGKILL)
-                process.communicate(timeout=60)
-                assert process.returncode == -signal.SIGKILL
-                reached += [list_checkpoints(run)[-1].name if list_checkpoints(run) else None]
-                process = start(run)
-        raise AssertionError(f"the run does not end: {reached}")
+        command = [sys.executable, "-c", RUNS, str(run), str(dataset.folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as runs:
+            left, reached = set(killed_in), []
+
+            def begin():
+                runs.stdin.write("begin\n")
+                return int(runs.stdout.readline())
+
+            child = begin()
+            for _ in range(10 * STRETCHES):
+                line = runs.stdout.readline()
+                if line == "ended 0\n":
+                    return reached
+                assert line.startswith("step"), line
+                stretch = int(line.split()[1]) // STRETCH
+                runs.stdin.write("go on\n")
+                if stretch in left:
+                    left.remove(stretch)
+                    time.sleep(moments.uniform(0, seconds))
+                    os.kill(child, signal.SIGKILL)
+                    while (line := runs.stdout.readline()).startswith("step"):
+                        pass  # it came as far as the next one
+                    assert line == f"ended {-signal.SIGKILL}\n"
+                    reached += [list_checkpoints(run)[-1].name if list_checkpoints(run) else None]
+                    child = begin()
+            raise AssertionError(f"the run does not end: {reached}")
 
     moments, straight, killed = random.Random(7), tmp_path / "straight", tmp_path / "killed"
     assert to_the_end(straight, [], 0) == []
