@@ -5,7 +5,7 @@ from typing import Any
 
 from fastmixer.embed import load_sentence_model
 from fastmixer.generate.language_model import LanguageModel
-from fastmixer.generate.memory import require_memory
+from fastmixer.generate.memory import require_memory, return_free_memory
 from fastmixer.generate.pages import sequence_bytes
 from fastmixer.generate.scheduler import CHUNK
 from fastmixer.kernels.decoder.pages import DTYPES
@@ -56,6 +56,7 @@ def load(
     source = open_source(path_or_name, context=context, offline=offline, revision=revision)
     _require_memory(source, weights, cache)
     decoder = Decoder(source, weights, progress=progress, packed_cache=kept)
+    return_free_memory()
     return LanguageModel(
         decoder, source.tokenizer, source.name, source.generation, cache_tokens=cache_tokens, cache_dtype=cache
     )

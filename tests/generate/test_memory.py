@@ -1,5 +1,9 @@
 """How much memory there is, by what Linux says of the system and of control groups."""
 
+import ctypes
+import subprocess
+import sys
+
 import pytest
 
 from fastmixer.generate import memory
@@ -63,3 +67,23 @@ def test_too_much_is_refused(system):
 def test_this_machine():
     available = memory.available_memory()
     assert available is None or available > 1 << 20
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    code = """
+from pathlib import Path
+from fastmixer.generate.memory import return_free_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+blocks = [bytearray(b"x" * 5000) for _ in range(20000)]
+last = blocks.pop()  # it keeps the heap's end where it is
+del blocks
+before = resident()
+return_free_memory()
+print(before - resident())
+"""
+    freed = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert freed > 50e6
