@@ -19,6 +19,7 @@ import numpy as np
 
 from fastmixer.kernels.packed import PackedWeight
 from fastmixer.kernels.packed.formats import TYPES, dequantize
+from fastmixer.kernels.threads import parallel_for
 
 cdef extern from "packed/pack.h" nogil:
     enum: HALF_SCALES
@@ -34,6 +35,7 @@ BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
 ORIGINS = {"Q4_0": 0, "Q4_1": 1, "Q4_K": 2, "Q5_0": 3, "Q5_1": 4, "Q8_0": 5, "IQ4_NL": 6}
 EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": tuple(ORIGINS)}
 ARENA_BYTES = 32 << 20
+WIDENED = 1 << 16  # numbers that one thread widens at a time
 FLOAT_PANELS = 64  # panels' worth of rows that are widened to floats at once when a format is rounded
 
 
@@ -57,11 +59,11 @@ def pack_weight(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kin
         if type_name == "BF16" and inputs % 2 == 0:
             rows = raw.view(np.uint16)
         else:
-            rows = _rounded(dequantize(raw, BY_NAME[type_name]), inputs + inputs % 2)
+            rows = _rounded(raw, type_name, inputs)
     elif type_name == "F32":
         rows = raw.view(np.float32)
     else:
-        rows = dequantize(raw, BY_NAME[type_name])
+        rows = _widened(raw, type_name, inputs)
     return PackedWeight(kind, outputs, inputs, {"rows": rows})
 
 
@@ -79,13 +81,38 @@ def _pack_into_panels(weight):
     return PackedWeight(f"{weight.kind}_panels", weight.outputs, weight.inputs, {"panels": panels})
 
 
-def _rounded(values, ptrdiff_t width):
-    """uint16 [outputs, width], values in bfloat16: to nearest, ties to even; zeros behind the last."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rows = np.zeros((len(values), width), np.uint16)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rows[:, : values.shape[1]] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
+def _widened(raw, str type_name, inputs):
+    """float32 [outputs, inputs]: the values of raw's blocks. Rows are shared among Python threads: NumPy lets the GIL go."""
+    if type_name == "F32":
+        return raw.view(np.float32)
+    values = np.empty((len(raw), inputs), np.float32)
+
+    def widen(part):
+        values[part] = dequantize(raw[part], BY_NAME[type_name])
+
+    _for_rows(widen, len(raw), inputs)
+    return values
+
+
+def _rounded(raw, str type_name, inputs):
+    """uint16 [outputs, inputs, or one more where that is odd]: the same in bfloat16, to nearest, ties to even; zeros behind
+    the last."""
+    rows = np.zeros((len(raw), inputs + inputs % 2), np.uint16)
+
+    def round_part(part):
+        values = np.ascontiguousarray(dequantize(raw[part], BY_NAME[type_name]))
+        bits = values.view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rows[part, :inputs] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
+
+    _for_rows(round_part, len(raw), inputs)
     return rows
+
+
+def _for_rows(function, rows, inputs):
+    """function(slice of rows), each of about WIDENED numbers, which stay in a cache between NumPy's steps."""
+    count = max(1, WIDENED // inputs)
+    parallel_for(lambda task: function(slice(task * count, (task + 1) * count)), -(-rows // count))
 
 
 def _pack_panels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kind):
@@ -109,7 +136,7 @@ def _pack_panels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str ki
         count = panels if exact else min(FLOAT_PANELS, panels - panel)
         blocks = raw[panel * VF_WIDTH : (panel + count) * VF_WIDTH]
         if not exact:  # FROM_FLOAT: read as bytes all the same
-            blocks = np.ascontiguousarray(dequantize(blocks, BY_NAME[type_name])).view(np.uint8)
+            blocks = np.ascontiguousarray(_widened(blocks, type_name, inputs)).view(np.uint8)
         raw_view = np.ascontiguousarray(blocks)
         p.row_bytes, p.first_panel = raw_view.shape[1], panel
         # the task counts outputs from the weight's first row, which would lie here
@@ -136,7 +163,7 @@ cdef struct ChannelPackTask:
 def _pack_channels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs):
     cdef ChannelPackTask p
     cdef ptrdiff_t panels
-    cdef const float[:, ::1] values = np.ascontiguousarray(dequantize(raw, BY_NAME[type_name]))
+    cdef const float[:, ::1] values = np.ascontiguousarray(_widened(raw, type_name, inputs))
     p.w.outputs, p.w.inputs, p.w.steps = outputs, inputs, (inputs + 3) // 4
     panels = channel_panels(&p.w)
     data, scales = _aligned(panels * channel_panel_bytes(&p.w)), np.empty(panels * VF_WIDTH, np.float32)
