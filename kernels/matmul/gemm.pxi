@@ -107,7 +107,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     if g.m == 0 or g.n == 0:
         return 0
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
-    # units take 12 cycles for a k, reads it 1.3-1.5 times as fast; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
+    # units take 12 cycles for a k, is 1.2-1.6 times as fast for it; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
     g.pack_a = g.a_row == 1 and g.a_k != 1 and g.m > TILE_ROWS
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     most = PACKED_ROWS if g.pack_a else ROW_BLOCK
