@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -205,38 +206,32 @@ def _against(
 def _inference(engines: tuple[str, ...], rounds: int, path: Path | None, model: Path | None) -> None:
     from fastmixer.bench import inference, inference_table
     from fastmixer.bench.model_files import SMOLLM2, cached_model
-    from fastmixer.config_report import config_report
 
-    report = config_report(measure=False)
     run = inference.Bench(model or cached_model(SMOLLM2), engines, min(rounds, inference.ROUNDS))
-    about = {"processor": report["processor"], "threads": str(run.threads), "python": report["python"]}
-    click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + f", {run.path.name}\n")
-    click.echo(inference_table.HEADER)
-    rows = []
-    for one in run.rows():
-        rows.append(one)
-        click.echo(inference_table.row(one))
-    click.echo("\n" + inference_table.footer(run))
-    if path is not None:
-        path.write_text(inference_table.markdown(rows, run, about), encoding="utf-8")
-        click.echo(f"\nresults written to {path}")
+    _show(run, inference_table, run.path.name, path)
 
 
 def _embed(peers: str | None, rounds: int, path: Path | None) -> None:
     from fastmixer.bench import embed, embed_table
+
+    run = embed.EmbedBench(embed.peers_of(peers), min(rounds, embed.ROUNDS), tell=click.echo)
+    _show(run, embed_table, "all-MiniLM-L6-v2", path)
+
+
+def _show(run: Any, table: Any, model: str, path: Path | None) -> None:
+    """A run's rows as they come, as the module `table` has them, and as a page."""
     from fastmixer.config_report import config_report
 
     report = config_report(measure=False)
-    run = embed.EmbedBench(embed.peers_of(peers), min(rounds, embed.ROUNDS), tell=click.echo)
     about = {"processor": report["processor"], "threads": str(run.threads), "python": report["python"]}
-    click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + ", all-MiniLM-L6-v2\n")
-    rows: list[embed.Row] = []
+    click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + f", {model}\n")
+    rows: list[Any] = []
     for one in run.rows():
-        if not rows:
-            click.echo(embed_table.HEADER)
+        if not rows:  # what a run tells while it prepares stands above the table
+            click.echo(table.HEADER)
         rows.append(one)
-        click.echo(embed_table.row(one))
-    click.echo("\n" + embed_table.footer(run))
+        click.echo(table.row(one))
+    click.echo("\n" + table.footer(run))
     if path is not None:
-        path.write_text(embed_table.markdown(rows, run, about), encoding="utf-8")
+        path.write_text(table.markdown(rows, run, about), encoding="utf-8")
         click.echo(f"\nresults written to {path}")
