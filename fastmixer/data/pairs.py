@@ -1,11 +1,11 @@
 """Pairs of texts that belong together, from lines of JSON or from Python: each judged where it stands. Knows no tokens."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmixer.text.files import lone_surrogate, read_text
+from fastmixer.text.text_file import json_object
 
 ANCHOR, POSITIVE, NEGATIVE = "anchor", "positive", "negative"
 # What lines may call the three, the first that is there counts.
@@ -33,12 +33,7 @@ def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Te
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{where}: must be an object with {_wanted(names)}; got {type(values).__name__}")
+        values = json_object(line, where, _wanted(names))
         pairs.append(_from_fields(values, names, where, ValueError))
     if not pairs:
         raise ValueError(f"{path} holds no pairs; expected a JSON object a line with {_wanted(names)}")

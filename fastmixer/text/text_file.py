@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 STDIN = "-"
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -82,15 +82,21 @@ class TextFile:
     def _from_json(self, number: int, data: str) -> str:
         assert self.field is not None
         where = f"{self.name}, line {number}"
-        try:
-            values = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{where}: must be an object with {self.field!r}; got {type(values).__name__}")
+        values = json_object(data, where, repr(self.field))
         if self.field not in values:
             raise ValueError(f"{where}: has no field {self.field!r}; it has {', '.join(map(repr, values)) or 'none'}")
         text = values[self.field]
         if not isinstance(text, str):
             raise ValueError(f"{where}: {self.field!r} must be a string; got {type(text).__name__}")
         return text
+
+
+def json_object(line: str, where: str, wanted: str) -> dict[str, Any]:
+    """The object in a line of JSON. where: file and line, wanted: what it should hold, for the ValueError."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: must be an object with {wanted}; got {type(values).__name__}")
+    return values

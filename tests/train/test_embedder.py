@@ -154,7 +154,10 @@ def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads(model, tmp_p
 # ---- what belongs together ----
 
 
-def tokenized(model, pairs, prompts=Prompts()):  # noqa: B008
+NO_PROMPTS = Prompts()
+
+
+def tokenized(model, pairs, prompts=NO_PROMPTS):
     return TokenizedPairs(as_pairs(pairs), SentenceTokenizer(model, vocab=96, context=64), prompts)
 
 
