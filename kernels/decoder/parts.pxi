@@ -169,7 +169,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
             channel.parts[channel.count].weight, channel.parts[channel.count].bias = &linears[i].weight.channel, linears[i].bias
             channel.parts[channel.count].out = outs[i]
             channel.count += 1
-        elif linears[i].weight.rows == NULL and linears[i].weight.panels == NULL:
+        elif in_blocks(&linears[i].weight):
             packed.parts[packed.count].weight, packed.parts[packed.count].bias = linears[i].weight.packed, linears[i].bias
             packed.parts[packed.count].out, packed.parts[packed.count].out_row = outs[i], linears[i].weight.outputs
             packed.count += 1
@@ -193,10 +193,6 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
     return 0
 
 
-cdef inline bint in_blocks(const Linear *linear) noexcept nogil:
-    return linear.weight.rows == NULL and linear.weight.panels == NULL and linear.weight.channel.numbers == NULL
-
-
 cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, const Linear *down, int activation, const float *x,
                       ptrdiff_t rows, ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode) except -1 nogil:
     """out = (out +) down(act(gate) * up), or down(act(up)) if gate is NULL, of x [rows, dim]."""
@@ -206,7 +202,7 @@ cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, 
     maps[0], maps[1], outs[0], outs[1] = up, NULL, bench.wide, NULL
     if gate == NULL:
         project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
-    elif in_blocks(gate) and in_blocks(up):
+    elif in_blocks(&gate.weight) and in_blocks(&up.weight):
         maps[0], maps[1], outs[1] = gate, up, bench.other
         project(bench, x, rows, dim, maps, outs, 2, LINEAR_GATE, activation, False)
     else:

@@ -2,7 +2,8 @@
 
 Norms, linear maps and feedforward are the decoder's (decoder/parts.pxi), and so is what a few rows of queries do with a
 block of keys (decoder/attend.h). Where there are sequences for every thread, each thread takes a few of them through all
-layers: nobody waits, and what is read was written by the same core (step.pxi). Shapes and meaning: reference.py, spec.py. Knows nothing of pooling.
+layers: nobody waits, and what is read was written by the same core (step.pxi). Shapes and meaning: reference.py, spec.py.
+Knows nothing of pooling.
 """
 
 include "vec.pxi"

@@ -21,13 +21,14 @@ cdef Matrix matrix_of(weight) except *:
     cdef const uint8_t[::1] data
     cdef const int64_t[::1] layout
     cdef const float[:, ::1] floats
+    cdef const float[::1] panels
     cdef const float[::1] scales
     cdef const uint16_t[:, ::1] halves
     memset(&m, 0, sizeof(m))
     m.outputs, m.inputs = weight.outputs, weight.inputs
     if weight.kind in ("float32_panels", "bfloat16_panels"):
-        scales = weight.arrays["panels"]
-        m.panels, m.bfloat16, m.width = &scales[0], weight.kind == "bfloat16_panels", m.inputs
+        panels = weight.arrays["panels"]
+        m.panels, m.bfloat16, m.width = &panels[0], weight.kind == "bfloat16_panels", m.inputs
     elif weight.kind == "float32":
         floats = weight.arrays["rows"]
         m.rows, m.width = &floats[0, 0], floats.shape[1]
@@ -46,6 +47,10 @@ cdef Matrix matrix_of(weight) except *:
         m.packed.bits, m.packed.half, m.packed.minimum = layout[0], layout[1], layout[2]
         m.packed.panel_bytes = m.packed.pairs * packed_pair_bytes(m.packed.bits, m.packed.half, m.packed.minimum)
     return m
+
+
+cdef inline bint in_blocks(const Matrix *m) noexcept nogil:
+    return m.rows == NULL and m.panels == NULL and m.channel.numbers == NULL
 
 
 cdef void panels_row(const Matrix *m, ptrdiff_t row, float *out) noexcept nogil:
@@ -74,7 +79,7 @@ cdef inline void matrix_row(const Matrix *m, ptrdiff_t row, float *out) noexcept
         panels_row(m, row, out)
     elif m.channel.numbers != NULL:
         unpack_channel_row(&m.channel, row, out)
-    elif m.rows == NULL:
+    elif in_blocks(m):
         unpack_row(&m.packed, row, out)
     elif m.bfloat16:
         halves = <const uint16_t *>m.rows + row * m.width

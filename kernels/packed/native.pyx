@@ -60,8 +60,6 @@ def pack_weight(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str kin
             rows = raw.view(np.uint16)
         else:
             rows = _rounded(raw, type_name, inputs)
-    elif type_name == "F32":
-        rows = raw.view(np.float32)
     else:
         rows = _widened(raw, type_name, inputs)
     return PackedWeight(kind, outputs, inputs, {"rows": rows})
@@ -219,7 +217,7 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
             channel.x = carve_channel(pool_shared(channel_bytes(x.shape[0], x.shape[1])), x.shape[0], x.shape[1])
             round_channel_rows(&x[0, 0], x.shape[0], x.shape[1], &channel.x)
             channel_linears(&channel)
-    elif matrix.rows == NULL and matrix.panels == NULL:
+    elif in_blocks(&matrix):
         with nogil:
             op.tokens, op.fine, op.count = x.shape[0], fine, 1
             op.x = carve_quantized(
