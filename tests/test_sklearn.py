@@ -2,13 +2,12 @@
 
 import copy
 import pickle
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tiny_encoders import TINY, write_json, write_modules, write_pooling, write_tokenizer
+from tiny_encoders import make_sentence_folder
 
 import fastmixer as fm
 from fastmixer.embed import load_sentence_model
@@ -42,13 +41,7 @@ TEXTS, CLASSES = WATER + PEOPLE, np.repeat([0, 1], 5)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    shutil.copytree(TINY / "bert", folder)
-    write_tokenizer(folder)
-    write_modules(folder, ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
-    write_pooling(folder, "mean_tokens")
-    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query : "}})
-    return folder
+    return make_sentence_folder(tmp_path_factory.mktemp("models") / "tiny", {"query": "query : "})
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Tiny encoders of tests/embed/tiny with a tokenizer of their own, and sentence-transformers' files to put around them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,13 @@ def write_dense(folder, place, inputs, outputs, bias=True, activation="torch.nn.
     write_json(folder / place / "config.json", fields)
     save_file(tensors, str(folder / place / "model.safetensors"))
     return tensors["linear.weight"], tensors.get("linear.bias")
+
+
+def make_sentence_folder(folder, prompts):
+    """The tiny BERT as sentence-transformers lays it out: mean pooling, unit length, prompts by name."""
+    shutil.copytree(TINY / "bert", folder)
+    write_tokenizer(folder)
+    write_modules(folder, ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+    write_pooling(folder, "mean_tokens")
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    return folder

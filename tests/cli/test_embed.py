@@ -2,11 +2,10 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
-from tiny_encoders import TINY, write_json, write_modules, write_pooling, write_tokenizer
+from tiny_encoders import make_sentence_folder
 
 from fastmixer.embed import load_sentence_model
 
@@ -16,15 +15,8 @@ TEXTS = ["The bank by the river", "", "Alice introduced Bob to Chloe.", "water c
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny encoder with a prompt for queries."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    shutil.copytree(TINY / "bert", folder)
-    write_tokenizer(folder)
-    write_modules(folder, ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
-    write_pooling(folder, "mean_tokens")
-    write_json(
-        folder / "config_sentence_transformers.json", {"prompts": {"query": "query : ", "passage": "passage : "}}
-    )
-    return folder
+    prompts = {"query": "query : ", "passage": "passage : "}
+    return make_sentence_folder(tmp_path_factory.mktemp("models") / "tiny", prompts)
 
 
 @pytest.fixture(scope="module")
