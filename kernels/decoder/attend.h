@@ -1,7 +1,7 @@
 /* A few rows of queries against one page of keys and values: scores, online softmax, blend.
  *
  * Keys lie transposed [head_dim][PAGE_KEYS], so that scores of neighbouring keys are neighbours in a vector; values lie
- * [PAGE_KEYS][head_dim]. Pages hold float32, bfloat16 or int8 with a scale a key and are widened once for all rows.
+ * [PAGE_KEYS][head_dim]. Pages hold float32, bfloat16 or int8 with a scale a key. More rows: attend_tile.h.
  * Source of the online softmax: Milakov and Gimelshein 2018 (arXiv 1805.02867). Knows nothing of page tables or threads.
  */
 #ifndef FASTMIXER_DECODER_ATTEND_H
@@ -50,31 +50,6 @@ static inline uint16_t bfloat16_of(float x) {
     memcpy(&bits, &x, sizeof bits);
     if (x != x) return (uint16_t)(bits >> 16 | 0x40);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* out [rows][out_row] = a page's rows of `width` numbers, of any type. width is a multiple of VF_WIDTH, or the rows'
- * ends are filled one by one; what lies behind them is zero. */
-static void widen_page(const void *page, int type, ptrdiff_t rows, ptrdiff_t width, float *out, ptrdiff_t out_row) {
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        float *to = out + i * out_row;
-        ptrdiff_t j = 0;
-        if (type == PAGES_BFLOAT16) {
-            const uint16_t *from = (const uint16_t *)page + i * width;
-            for (; j + VF_WIDTH <= width; j += VF_WIDTH) vf_store(to + j, vf_from_bfloat16(from + j));
-            for (; j < width; j++) {
-                uint32_t bits = (uint32_t)from[j] << 16;
-                memcpy(to + j, &bits, sizeof bits);
-            }
-        } else if (type == PAGES_INT8) {
-            const int8_t *from = (const int8_t *)page + i * width;
-            for (; j + VF_WIDTH <= width; j += VF_WIDTH) vf_store(to + j, vf_from_int8(from + j));
-            for (; j < width; j++) to[j] = from[j];
-        } else {
-            const float *from = (const float *)page + i * width;
-            for (; j < width; j++) to[j] = from[j];
-        }
-        for (; j < out_row; j++) to[j] = 0;
-    }
 }
 
 /* VF_WIDTH numbers of a page, from number `at` on. */
@@ -163,10 +138,9 @@ typedef struct {
 } Gathered;
 
 /* Rows row..row+rows-1 (at most ATTEND_ROWS) meet a page. queries [rows][dim], times scale; row i sees keys
- * first[i]..end[i]-1 of the page; added [rows]: of each row PAGE_KEYS numbers that join its scores, or NULL. */
+ * first[i]..end[i]-1 of the page. */
 static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
-                        ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end,
-                        const float *const *added) {
+                        ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
     const float *key_scales = page->key_scales, *value_scales = page->value_scales;
     float weights[ATTEND_ROWS * PAGE_KEYS];
     ptrdiff_t lowest = first[0], highest = end[0];
@@ -186,7 +160,6 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
         for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
             vf score = vf_load(w + j);
             if (key_scales != NULL) score = score * vf_load(key_scales + j);
-            if (added != NULL) score = score + vf_load(added[i] + j);
             if (softcap > 0) /* c tanh(s / c) */
                 score = softcap * (1.0f - 2.0f / (1.0f + vf_exp(score * (2.0f / softcap))));
             if (j < first[i] || j + VF_WIDTH > end[i]) {

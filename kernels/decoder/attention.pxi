@@ -13,7 +13,6 @@ cdef extern from "decoder/attend.h" nogil:
         float *totals
         float *largest
         ptrdiff_t dim
-    void widen_page(const void *page, int type, ptrdiff_t rows, ptrdiff_t width, float *out, ptrdiff_t out_row)
     ctypedef struct Page:
         const char *keys
         const char *values
@@ -22,11 +21,26 @@ cdef extern from "decoder/attend.h" nogil:
         ptrdiff_t value_row, ahead
         int type
     void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
-                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end, const float **added)
+                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
     uint16_t bfloat16_of(float x)
 
+cdef extern from "decoder/attend_tile.h" nogil:
+    enum: BLOCK_KEYS
+    enum: ATTEND_TILE_ROWS
+    enum: FAST_PAIRS
+    ctypedef struct KeyBlock:
+        ptrdiff_t dim, depth
+    ptrdiff_t whole_vectors(ptrdiff_t numbers)
+    ptrdiff_t key_block_floats(ptrdiff_t head_dim)
+    KeyBlock carve_key_block(float *memory, ptrdiff_t most, ptrdiff_t head_dim, bint pairs, bint scales)
+    void query_words(const KeyBlock *b, const float *q, float scale, float *out)
+    void page_into_block(const KeyBlock *b, const Page *page, ptrdiff_t place, ptrdiff_t keys)
+    void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const KeyBlock *b, float softcap,
+                     const ptrdiff_t *first, const ptrdiff_t *end, const float **added)
+
 cdef enum:
-    TILE_QUERY_ROWS = 64  # queries times heads of a tile: they share the widening of a page
+    TILE_QUERY_ROWS = 128  # queries times heads of a tile: they share the copy of their keys and values
+    BLOCK_PAGES = BLOCK_KEYS // PAGE_KEYS
     SPLIT_ROWS = 16  # so few rows are cut along their keys instead
     CHUNK_PAGES = 4  # pages a chunk
 
@@ -44,13 +58,9 @@ cdef struct Join:
 
 # ---- what there is to do, once a step for each group of layers ----
 
-cdef inline ptrdiff_t padded(ptrdiff_t width) noexcept nogil:
-    return (width + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
-
-
 cdef inline ptrdiff_t slot_floats(const Model *m) noexcept nogil:
     """A partial result: for each row its blend, total and largest score."""
-    return SPLIT_ROWS * (padded(m.head_dim) + 2)
+    return SPLIT_ROWS * (whole_vectors(m.head_dim) + 2)
 
 
 cdef void plan_attention(const Model *m, const int64_t *starts, const int64_t *first_positions, ptrdiff_t sequences,
@@ -188,21 +198,44 @@ cdef inline void write_head(const Step *s, Pages *pages, ptrdiff_t place, ptrdif
 
 cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef Step *s = <Step *>argument
-    cdef const Model *m = s.model
-    cdef const Layer *layer = s.layer
-    cdef Pages *pages = &s.pages[layer.group]
-    cdef const AttendTask *task = &s.attend[layer.group][index]
-    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = padded(m.head_dim), rows = task.count * heads
-    cdef ptrdiff_t row, i, page, position, place, token = s.starts[task.sequence] + task.first
-    cdef Gathered g
-    cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + PAGE_KEYS * (m.head_dim + dim)))
-    cdef float *keys = queries + rows * dim
-    cdef float *values = keys + PAGE_KEYS * m.head_dim
+    cdef const AttendTask *task = &s.attend[s.layer.group][index]
+    if task.count * (s.model.heads // s.model.kv_heads) <= ATTEND_ROWS and s.model.head_dim % VF_WIDTH == 0:
+        attend_few(s, index)
+    else:
+        attend_many(s, task)
+
+
+cdef inline Page look_at(const Step *s, const AttendTask *task, ptrdiff_t page) noexcept nogil:
+    """The task's kv head in its sequence's page `page`."""
+    cdef const Pages *pages = &s.pages[s.layer.group]
+    cdef ptrdiff_t place = place_of(s, s.layer, task, page)
     cdef Page look
+    look.keys, look.values = pages.keys + place * s.page_bytes, pages.values + place * s.page_bytes
+    look.key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
+    look.value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
+    look.type, look.value_row, look.ahead = s.page_type, s.model.head_dim, 0
+    return look
+
+
+cdef inline bint is_kept(const Step *s, const AttendTask *task, ptrdiff_t page) noexcept nogil:
+    """No window has passed it."""
+    cdef const Pages *pages = &s.pages[s.layer.group]
+    return pages.tables[task.sequence * pages.table_pages + page] >= 0
+
+
+cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
+    """Few rows read pages as they lie, once, and ask on the way for the one that this thread is likely to read next."""
+    cdef const Model *m = s.model
+    cdef const AttendTask *task = &s.attend[s.layer.group][index]
     cdef const AttendTask *next_task
+    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = m.head_dim, rows = task.count * heads
+    cdef ptrdiff_t row, page, position, token = s.starts[task.sequence] + task.first
+    cdef float *queries = <float *>pool_scratch(sizeof(float) * rows * (2 * dim + 2))
+    cdef Gathered g
+    cdef Page look
     cdef ptrdiff_t first[ATTEND_ROWS]
     cdef ptrdiff_t end[ATTEND_ROWS]
-    g.blend, g.dim = values + PAGE_KEYS * dim, dim
+    g.blend, g.dim = queries + rows * dim, dim
     g.totals = g.blend + rows * dim
     g.largest = g.totals + rows
     if task.slot >= 0:  # the partial result is gathered where it will be joined
@@ -210,42 +243,76 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
         g.totals = g.blend + SPLIT_ROWS * dim
         g.largest = g.totals + SPLIT_ROWS
     for row in range(rows):
-        memcpy(queries + row * dim, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), sizeof(float) * m.head_dim)
-        memset(queries + row * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
+        memcpy(queries + row * dim, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), sizeof(float) * dim)
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
-
     for page in range(task.first_page, task.end_page):
-        if pages.tables[task.sequence * pages.table_pages + page] < 0:
-            continue  # a window has passed it
-        place = place_of(s, layer, task, page)
-        look.keys, look.values = pages.keys + place * s.page_bytes, pages.values + place * s.page_bytes
-        look.key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
-        look.value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
-        look.type, look.value_row, look.ahead = s.page_type, m.head_dim, 0
-        if rows <= ATTEND_ROWS and dim == m.head_dim:
-            # few rows read the page as it lies, once, and ask on the way for the one that this thread is likely to read next
-            if page + 1 < task.end_page:
-                look.ahead = s.page_bytes * (place_of(s, layer, task, page + 1) - place)
-            elif index + pool_threads() < s.attend_tasks[layer.group]:
-                next_task = task + pool_threads()
-                look.ahead = s.page_bytes * (place_of(s, layer, next_task, next_task.first_page) - place)
-        elif s.page_type != PAGES_FLOAT32 or dim != m.head_dim:
-            widen_page(look.keys, s.page_type, m.head_dim, PAGE_KEYS, keys, PAGE_KEYS)
-            widen_page(look.values, s.page_type, PAGE_KEYS, m.head_dim, values, dim)
-            look.keys, look.values, look.type, look.value_row = <char *>keys, <char *>values, PAGES_FLOAT32, dim
+        if not is_kept(s, task, page):
+            continue
+        look = look_at(s, task, page)
+        if page + 1 < task.end_page:
+            look.ahead = s.page_bytes * (place_of(s, s.layer, task, page + 1) - place_of(s, s.layer, task, page))
+        elif index + pool_threads() < s.attend_tasks[s.layer.group]:
+            next_task = task + pool_threads()
+            look.ahead = s.page_bytes * (place_of(s, s.layer, next_task, next_task.first_page) - place_of(s, s.layer, task, page))
+        for row in range(rows):
+            position = s.position_of[token + row // heads] - page * PAGE_KEYS
+            first[row] = max(0, position - s.layer.window + 1) if s.layer.window else 0
+            end[row] = max(0, min(PAGE_KEYS, position + 1))
+        attend_page(&g, 0, rows, queries, &look, dim, m.attention_softcap, first, end)
+    if task.slot < 0:
+        finish_queries(s, task, &g)
+
+
+cdef void attend_many(Step *s, const AttendTask *task) noexcept nogil:
+    """Many rows share a copy of BLOCK_PAGES pages: in pairs of bfloat16, if pages hold nothing more exact."""
+    cdef const Model *m = s.model
+    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = whole_vectors(m.head_dim), rows = task.count * heads, query_row
+    cdef ptrdiff_t row, i, page, stop, position, token = s.starts[task.sequence] + task.first
+    cdef ptrdiff_t last = s.position_of[token + task.count - 1]
+    cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + key_block_floats(m.head_dim)))
+    cdef Gathered g
+    cdef Page look
+    cdef KeyBlock seen
+    cdef ptrdiff_t first[ATTEND_TILE_ROWS]
+    cdef ptrdiff_t end[ATTEND_TILE_ROWS]
+    g.blend, g.dim = queries + rows * dim, dim
+    g.totals = g.blend + rows * dim
+    g.largest = g.totals + rows
+    seen = carve_key_block(g.largest + rows, BLOCK_KEYS, m.head_dim, FAST_PAIRS and s.page_type != PAGES_FLOAT32, s.page_type == PAGES_INT8)
+    if task.slot >= 0:  # the partial result is gathered where it will be joined
+        g.blend = s.partials + task.slot * slot_floats(m)
+        g.totals = g.blend + SPLIT_ROWS * dim
+        g.largest = g.totals + SPLIT_ROWS
+    query_row = whole_vectors(seen.depth)
+    for row in range(rows):
+        query_words(&seen, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), 1, queries + row * query_row)
+        g.totals[row], g.largest[row] = 0, -INFINITY
+    memset(g.blend, 0, sizeof(float) * rows * dim)
+    page = task.first_page
+    while page < task.end_page:
+        stop = min(task.end_page, page + BLOCK_PAGES)
+        for i in range(page, stop):
+            if is_kept(s, task, i):
+                look = look_at(s, task, i)
+                page_into_block(&seen, &look, (i - page) * PAGE_KEYS, min(PAGE_KEYS, last + 1 - i * PAGE_KEYS))
         row = 0
         while row < rows:
-            for i in range(min(ATTEND_ROWS, rows - row)):
+            for i in range(min(ATTEND_TILE_ROWS, rows - row)):
                 position = s.position_of[token + (row + i) // heads] - page * PAGE_KEYS
-                first[i] = max(0, position - layer.window + 1) if layer.window else 0
-                end[i] = max(0, min(PAGE_KEYS, position + 1))
-            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, &look, m.head_dim, m.attention_softcap, first, end, NULL)
-            row += ATTEND_ROWS
-
+                first[i] = max(0, position - s.layer.window + 1) if s.layer.window else 0
+                end[i] = max(0, min((stop - page) * PAGE_KEYS, position + 1))
+            attend_tile(&g, row, min(ATTEND_TILE_ROWS, rows - row), queries, &seen, m.attention_softcap, first, end, NULL)
+            row += ATTEND_TILE_ROWS
+        page = stop
     if task.slot < 0:
-        for row in range(rows):
-            finish_query(s, token + row // heads, task.kv_head * heads + row % heads, g.blend + row * dim, g.totals[row])
+        finish_queries(s, task, &g)
+
+
+cdef inline void finish_queries(const Step *s, const AttendTask *task, const Gathered *g) noexcept nogil:
+    cdef ptrdiff_t heads = s.model.heads // s.model.kv_heads, row, token = s.starts[task.sequence] + task.first
+    for row in range(task.count * heads):
+        finish_query(s, token + row // heads, task.kv_head * heads + row % heads, g.blend + row * g.dim, g.totals[row])
 
 
 cdef inline float *query_of(const Step *s, ptrdiff_t token, ptrdiff_t head, float *rows) noexcept nogil:
@@ -265,7 +332,7 @@ cdef void join_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef Step *s = <Step *>argument
     cdef const Model *m = s.model
     cdef const Join *join = &s.joins[s.layer.group][index]
-    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = padded(m.head_dim), token = s.starts[join.sequence], row, i, d
+    cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = whole_vectors(m.head_dim), token = s.starts[join.sequence], row, i, d
     cdef ptrdiff_t rows = (s.starts[join.sequence + 1] - token) * heads
     cdef float *first = s.partials + join.first_slot * slot_floats(m)
     cdef float *part

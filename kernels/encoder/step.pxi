@@ -1,27 +1,27 @@
 # One call of an encoder: an EncoderSpec as structs, the buffers of its tokens, and attention within each sequence, both
 # ways. A task of attention is a tile of one sequence's queries in one head; its numbers depend on its own sequence only.
 
-cdef extern from "decoder/attend.h" nogil:
-    enum: PAGE_KEYS
-    enum: ATTEND_ROWS
-    enum: PAGES_FLOAT32
+cdef extern from "decoder/attend_tile.h" nogil:
+    enum: BLOCK_KEYS
+    enum: ATTEND_TILE_ROWS
+    enum: FAST_PAIRS
     ctypedef struct Gathered:
         float *blend
         float *totals
         float *largest
         ptrdiff_t dim
-    ctypedef struct Page:
-        const char *keys
-        const char *values
-        const float *key_scales
-        const float *value_scales
-        ptrdiff_t value_row, ahead
-        int type
-    void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
-                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end, const float **added)
+    ctypedef struct KeyBlock:
+        ptrdiff_t dim, depth
+    ptrdiff_t whole_vectors(ptrdiff_t numbers)
+    ptrdiff_t key_block_floats(ptrdiff_t head_dim)
+    KeyBlock carve_key_block(float *memory, ptrdiff_t most, ptrdiff_t head_dim, bint pairs, bint scales)
+    void query_words(const KeyBlock *b, const float *q, float scale, float *out)
+    void block_from_rows(const KeyBlock *b, const float *k, const float *v, ptrdiff_t row, ptrdiff_t keys)
+    void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const KeyBlock *b, float softcap,
+                     const ptrdiff_t *first, const ptrdiff_t *end, const float **added)
 
 cdef enum:
-    QUERY_TILE = 64  # queries a task
+    QUERY_TILE = 128  # queries a task: they share the copy of their keys and values
     CHUNK_TOKENS = 128  # of the sequences that one thread takes through all layers: their activations stay in L2
     CHUNKS_A_THREAD = 2  # fewer, and all threads share every layer instead: the last ones would wait too long
     CHUNK_LEAST = 8  # tokens: below that products of few rows add up in another order
@@ -32,6 +32,7 @@ cdef struct Layer:
     Linear q, k, v, output, gate, up, down
     bint gated
     ptrdiff_t window  # 0: none
+    bint pairs  # attention multiplies pairs of bfloat16: weights are not more exact than that either
     const float *cos  # [context, half] or NULL
     const float *sin
     ptrdiff_t half  # numbers of a head that turn, halved
@@ -58,6 +59,7 @@ cdef Layer layer_of(layer) except *:
     l.q, l.k, l.v, l.output = linear_of(layer.q), linear_of(layer.k), linear_of(layer.v), linear_of(layer.output)
     l.gate, l.up, l.down = linear_of(layer.gate), linear_of(layer.up), linear_of(layer.down)
     l.gated, l.window = layer.gate is not None, layer.window
+    l.pairs = FAST_PAIRS and not in_floats(&l.q.weight)
     if layer.cos is not None:
         l.cos, l.sin, l.half = table_of(layer.cos), table_of(layer.sin), layer.cos.shape[1]
     return l
@@ -123,10 +125,6 @@ cdef Step step_of(const Call *call, ptrdiff_t first, ptrdiff_t stop) noexcept no
     return s
 
 
-cdef inline ptrdiff_t padded(ptrdiff_t width) noexcept nogil:
-    return (width + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
-
-
 cdef int prepare(Step *s) except -1 nogil:
     """The call's memory, in one piece, and attention's tasks."""
     cdef const Model *m = s.model
@@ -136,7 +134,7 @@ cdef int prepare(Step *s) except -1 nogil:
         time = s.call_starts[sequence + 1] - s.call_starts[sequence]
         longest = max(longest, time)
         s.tasks += m.heads * ((time + QUERY_TILE - 1) // QUERY_TILE)
-    s.span = longest + PAGE_KEYS  # a block of keys may reach past the sequence's end
+    s.span = longest + 2 * VF_WIDTH  # a block's vectors of keys may reach past the sequence's end
     memory = <char *>pool_shared(
         lines(2 * s.tokens) + lines(s.tokens * m.dim) + 4 * lines(s.tokens * width)
         + lines(m.heads * 2 * s.span if m.relative != NULL else 0) + bench_bytes(s.tokens, m.hidden, widest)
@@ -218,81 +216,49 @@ cdef inline void turn(const Layer *layer, float *x, ptrdiff_t position) noexcept
         x[layer.half + i] = x[layer.half + i] * cos[i] + first * sin[i]
 
 
-cdef inline void turn_keys(const float *k, ptrdiff_t row, ptrdiff_t keys, ptrdiff_t head_dim, float *across) noexcept nogil:
-    """across [head_dim, PAGE_KEYS] = k [keys, head_dim], rows `row` apart; zeros up to a whole vector of keys: what lay there
-    before might be numbers so small that products of them take hundreds of cycles."""
-    cdef float square[VF_WIDTH * VF_WIDTH]
-    cdef ptrdiff_t i = 0, d, j, count
-    while i < keys:
-        count, d = min(VF_WIDTH, keys - i), 0
-        while d + VF_WIDTH <= head_dim:
-            if count == VF_WIDTH:
-                vf_transpose(k + i * row + d, row, across + d * PAGE_KEYS + i, PAGE_KEYS)
-            else:
-                for j in range(VF_WIDTH):
-                    vf_store(square + j * VF_WIDTH, vf_load(k + (i + j) * row + d) if j < count else vf_zero())
-                vf_transpose(square, VF_WIDTH, across + d * PAGE_KEYS + i, PAGE_KEYS)
-            d += VF_WIDTH
-        while d < head_dim:
-            for j in range(VF_WIDTH):
-                across[d * PAGE_KEYS + i + j] = k[(i + j) * row + d] if j < count else 0
-            d += 1
-        i += VF_WIDTH
-
-
 cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
-    """A tile of queries of one head against all keys of their sequence, PAGE_KEYS at a time."""
+    """A tile of queries of one head against all keys of their sequence, BLOCK_KEYS at a time."""
     cdef Step *s = <Step *>argument
     cdef const Model *m = s.model
     cdef const AttendTask *task = &s.task[index]
-    cdef ptrdiff_t width = m.heads * m.head_dim, dim = padded(m.head_dim), time = task.stop - task.start
-    cdef ptrdiff_t rows = min(QUERY_TILE, time - task.first), window = s.layer.window, block, keys, row, i, d, query
+    cdef ptrdiff_t width = m.heads * m.head_dim, dim = whole_vectors(m.head_dim), time = task.stop - task.start
+    cdef ptrdiff_t rows = min(QUERY_TILE, time - task.first), window = s.layer.window, block, keys, row, i, d, query, query_row
     cdef const float *q = s.q + (task.start + task.first) * width + task.head * m.head_dim
     cdef const float *k = s.k + task.start * width + task.head * m.head_dim
     cdef const float *v = s.v + task.start * width + task.head * m.head_dim
     cdef float *out = s.attended + (task.start + task.first) * width + task.head * m.head_dim
-    cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + PAGE_KEYS * (m.head_dim + dim)))
-    cdef float *keys_across = queries + rows * dim
-    cdef float *values = keys_across + PAGE_KEYS * m.head_dim
+    cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + key_block_floats(m.head_dim)))
     cdef Gathered g
-    cdef Page page
-    cdef ptrdiff_t first[ATTEND_ROWS]
-    cdef ptrdiff_t end[ATTEND_ROWS]
-    cdef const float *added[ATTEND_ROWS]
-    g.blend, g.dim = values + PAGE_KEYS * dim, dim
+    cdef KeyBlock seen
+    cdef ptrdiff_t first[ATTEND_TILE_ROWS]
+    cdef ptrdiff_t end[ATTEND_TILE_ROWS]
+    cdef const float *added[ATTEND_TILE_ROWS]
+    g.blend, g.dim = queries + rows * dim, dim
     g.totals = g.blend + rows * dim
     g.largest = g.totals + rows
+    seen = carve_key_block(g.largest + rows, min(BLOCK_KEYS, time), m.head_dim, s.layer.pairs, False)
+    query_row = whole_vectors(seen.depth)
     for row in range(rows):
-        for d in range(m.head_dim):
-            queries[row * dim + d] = q[row * width + d] * m.attention_scale
-        memset(queries + row * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
+        query_words(&seen, q + row * width, m.attention_scale, queries + row * query_row)
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
-    memset(&page, 0, sizeof(page))
-    page.type, page.keys, page.values, page.value_row = PAGES_FLOAT32, <char *>keys_across, <char *>values, dim
 
-    block = max(0, task.first - window) // PAGE_KEYS * PAGE_KEYS if window else 0
+    block = max(0, task.first - window) // BLOCK_KEYS * BLOCK_KEYS if window else 0
     while block < (min(time, task.first + rows + window) if window else time):
-        keys = min(PAGE_KEYS, time - block)
-        turn_keys(k + block * width, width, keys, m.head_dim, keys_across)
-        if dim == m.head_dim:  # values can be read where they lie
-            page.values, page.value_row = <char *>(v + block * width), width
-        else:
-            for i in range(keys):
-                memcpy(values + i * dim, v + (block + i) * width, sizeof(float) * m.head_dim)
-                memset(values + i * dim + m.head_dim, 0, sizeof(float) * (dim - m.head_dim))
+        keys = min(BLOCK_KEYS, time - block)
+        block_from_rows(&seen, k + block * width, v + block * width, width, keys)
         row = 0
         while row < rows:
-            for i in range(min(ATTEND_ROWS, rows - row)):
+            for i in range(min(ATTEND_TILE_ROWS, rows - row)):
                 query = task.first + row + i
                 first[i] = max(0, query - window - block) if window else 0
                 end[i] = max(0, min(keys, query + window + 1 - block)) if window else keys
                 if s.added != NULL:
                     added[i] = s.added + task.head * 2 * s.span + s.span + block - query
-            attend_page(&g, row, min(ATTEND_ROWS, rows - row), queries, &page, m.head_dim, 0, first, end,
+            attend_tile(&g, row, min(ATTEND_TILE_ROWS, rows - row), queries, &seen, 0, first, end,
                         added if s.added != NULL else NULL)
-            row += ATTEND_ROWS
-        block += PAGE_KEYS
+            row += ATTEND_TILE_ROWS
+        block += BLOCK_KEYS
 
     for row in range(rows):
         for d in range(m.head_dim):

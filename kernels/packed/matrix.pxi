@@ -53,6 +53,11 @@ cdef inline bint in_blocks(const Matrix *m) noexcept nogil:
     return m.rows == NULL and m.panels == NULL and m.channel.numbers == NULL
 
 
+cdef inline bint in_floats(const Matrix *m) noexcept nogil:
+    """Whether the weight is exact to float32."""
+    return not m.bfloat16 and (m.rows != NULL or m.panels != NULL)
+
+
 cdef void panels_row(const Matrix *m, ptrdiff_t row, float *out) noexcept nogil:
     cdef ptrdiff_t depth = halved(m.inputs) if m.bfloat16 else m.inputs, panels = (m.outputs + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef ptrdiff_t k_block = even_k_block(depth), k, k_start, block, i

@@ -17,7 +17,8 @@ CONTEXT = 400
 # What may differ between implementations, of the largest logit: sums in another order; where numbers are rounded in
 # between (int8 rows, pages), a few that lie on the edge go the other way.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-3, "int8": 2e-2, "int4": 2e-2}
-PAGE_TOLERANCE = {"float32": 0.0, "bfloat16": 2e-3, "int8": 4e-3}
+# Where there are bfloat16 instructions, queries and weights are rounded too.
+PAGE_TOLERANCE = {"float32": 0.0, "bfloat16": 4e-3, "int8": 8e-3}
 
 PLAIN = {
     "dim": 48, "heads": 4, "kv_heads": 2, "head_dim": 16, "hidden": 96, "vocab": 67, "layers": 3, "norm": "rmsnorm",
@@ -33,7 +34,7 @@ FEATURES = {
     "part of a head turns": {"rotary_dim": 6},
     "q and k norms": {"qk_norm": True},
     "norms around blocks": {"post_norms": True, "embedding_scale": 6.9},
-    "soft caps": {"attention_softcap": 2.0, "logit_softcap": 3.0},
+    "soft caps": {"attention_softcap": 2.0, "logit_softcap": 30.0},
     "scale of its own": {"attention_scale": 0.4},
     "all windows": {"windows": (70, 70, 70)},
     "local and global": {"windows": (5, 0, 5), "qk_norm": True, "post_norms": True, "local_base": 100.0},
