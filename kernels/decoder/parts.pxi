@@ -102,11 +102,13 @@ cdef struct NormTask:
     float *out
     ptrdiff_t rows, width
     bint add  # out += the normed row: a branch joins the residual stream
+    const ChannelRows *rounded  # NULL, or out once more in 8 bits
 
 
-cdef int normalize(const Norm *norm, const float *x, float *out, ptrdiff_t rows, ptrdiff_t width, bint add) except -1 nogil:
+cdef int normalize(const Norm *norm, const float *x, float *out, ptrdiff_t rows, ptrdiff_t width, bint add,
+                   const ChannelRows *rounded = NULL) except -1 nogil:
     cdef NormTask n
-    n.norm, n.x, n.out, n.rows, n.width, n.add = norm, x, out, rows, width, add
+    n.norm, n.x, n.out, n.rows, n.width, n.add, n.rounded = norm, x, out, rows, width, add, rounded
     return pool_run(norm_block, &n, (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
 
 
@@ -115,6 +117,8 @@ cdef void norm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t row
     for row in range(task * ROWS_A_BLOCK, min(n.rows, (task + 1) * ROWS_A_BLOCK)):
         norm_row(n.norm, n.x + row * n.width, n.out + row * n.width, n.width, n.add)
+        if n.rounded != NULL:
+            round_channel_row(n.out + row * n.width, n.width, n.rounded, row)
 
 
 cdef inline float sum_of(const float *x, ptrdiff_t width, float centre, bint squares) noexcept nogil:
@@ -191,6 +195,20 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
         packed.tokens, packed.fine, packed.mode, packed.activation = rows, fine, mode, activation
         packed_linears(&packed)
     return 0
+
+
+cdef int channel_project(const ChannelRows *x, ptrdiff_t rows, const Linear **linears, float **outs, int count, int mode,
+                         int activation, const ChannelRows *rounded) except -1 nogil:
+    """project() of weights with one scale an output and of x in 8 bits; into rounded instead of outs where that is given."""
+    cdef ChannelTask channel
+    cdef ptrdiff_t i
+    memset(&channel, 0, sizeof(channel))
+    for i in range(count):
+        channel.parts[i].weight, channel.parts[i].bias = &linears[i].weight.channel, linears[i].bias
+        channel.parts[i].out = outs[i] if rounded == NULL else NULL
+    channel.x, channel.tokens, channel.count, channel.rounded = x[0], rows, count, rounded
+    channel.mode, channel.activation = mode, activation
+    return channel_linears(&channel)
 
 
 cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, const Linear *down, int activation, const float *x,

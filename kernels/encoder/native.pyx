@@ -50,6 +50,7 @@ cdef class Encoder:
             m.relative, m.distance = table_of(spec.relative), spec.relative.shape[1] // 2
         for i in range(m.layers):
             m.layer[i] = layer_of(spec.layers[i])
+        m.rounded = is_rounded(m)
 
     def __dealloc__(self):
         PyMem_Free(self.model.layer)
@@ -89,7 +90,10 @@ cdef int run(Step *s, bint signals) except -1 nogil:
     pool_run(embed_block, s, blocks_of(s.tokens))
     for i in range(m.layers):
         s.layer = &m.layer[i]
-        run_layer(s, s.layer)
+        if m.rounded:
+            run_rounded_layer(s, s.layer)
+        else:
+            run_layer(s, s.layer)
         if signals:  # Ctrl-C is noticed between layers
             with gil:
                 PyErr_CheckSignals()
@@ -127,3 +131,27 @@ cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
     if not m.pre:
         normalize(&layer.feedforward_norm, s.x, s.x, s.tokens, m.dim, False)
     return 0
+
+
+cdef int run_rounded_layer(Step *s, const Layer *layer) except -1 nogil:
+    """The same of a model whose norms come after each branch, in 8 bits: rows are rounded by the thread that made them."""
+    cdef const Model *m = s.model
+    cdef const Linear *maps[3]
+    cdef float *outs[3]
+    cdef ChannelRows hidden = carve_channel(s.bench.wide, s.tokens, m.hidden)
+    # attention
+    maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
+    outs[0], outs[1], outs[2] = s.q, s.k, s.v
+    channel_project(&s.rounded, s.tokens, maps, outs, 3, LINEAR_STORE, 0, NULL)
+    if layer.half:
+        pool_run(turn_block, s, blocks_of(s.tokens))
+    pool_run(attend_block, s, s.tasks)
+    maps[0], outs[0] = &layer.output, s.x
+    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, False)
+    normalize(&layer.attention_norm, s.x, s.x, s.tokens, m.dim, False, &s.rounded)
+    # feedforward
+    maps[0] = &layer.up
+    channel_project(&s.rounded, s.tokens, maps, NULL, 1, LINEAR_ACTIVATE, m.activation, &hidden)
+    maps[0], outs[0] = &layer.down, s.x
+    channel_project(&hidden, s.tokens, maps, outs, 1, LINEAR_ADD, 0, NULL)
+    return normalize(&layer.feedforward_norm, s.x, s.x, s.tokens, m.dim, False, &s.rounded)

@@ -41,6 +41,7 @@ cdef struct Layer:
 cdef struct Model:
     ptrdiff_t dim, heads, head_dim, hidden, layers
     bint pre
+    bint rounded  # all weights have one scale an output: what a map reads is rounded where it is made
     int activation
     float attention_scale
     Matrix embedding
@@ -65,6 +66,19 @@ cdef Layer layer_of(layer) except *:
     return l
 
 
+cdef bint is_rounded(const Model *m) noexcept nogil:
+    """Whether run_rounded_layer (native.pyx) can run all layers."""
+    cdef ptrdiff_t i
+    cdef const Layer *l
+    for i in range(m.layers):
+        l = &m.layer[i]
+        if l.gated or l.q.weight.channel.numbers == NULL or l.k.weight.channel.numbers == NULL or l.v.weight.channel.numbers == NULL:
+            return False
+        if l.output.weight.channel.numbers == NULL or l.up.weight.channel.numbers == NULL or l.down.weight.channel.numbers == NULL:
+            return False
+    return CHANNEL_FUSES and not m.pre and m.hidden % CHANNEL_GROUP == 0 and m.embedding_norm.present
+
+
 cdef struct AttendTask:
     ptrdiff_t start, stop  # the sequence's tokens
     ptrdiff_t first, head  # its first query, counted from start
@@ -87,6 +101,7 @@ cdef struct Step:
     float *added  # [heads, 2 * span]: the relative numbers of every distance that occurs
     ptrdiff_t span
     Bench bench
+    ChannelRows rounded  # x in 8 bits, if model.rounded
     AttendTask *task
     ptrdiff_t tasks
     const Layer *layer  # the one at work
@@ -138,7 +153,7 @@ cdef int prepare(Step *s) except -1 nogil:
     memory = <char *>pool_shared(
         lines(2 * s.tokens) + lines(s.tokens * m.dim) + 4 * lines(s.tokens * width)
         + lines(m.heads * 2 * s.span if m.relative != NULL else 0) + bench_bytes(s.tokens, m.hidden, widest)
-        + lines(s.tasks * sizeof(AttendTask) // sizeof(float))
+        + lines(s.tasks * sizeof(AttendTask) // sizeof(float)) + lines((channel_bytes(s.tokens, m.dim) + 3) // 4)
     )
     s.position_of, s.normed = <int64_t *>take_floats(&memory, 2 * s.tokens), take_floats(&memory, s.tokens * m.dim)
     s.q, s.k = take_floats(&memory, s.tokens * width), take_floats(&memory, s.tokens * width)
@@ -147,6 +162,7 @@ cdef int prepare(Step *s) except -1 nogil:
         s.added = take_floats(&memory, m.heads * 2 * s.span)
     carve_bench(&s.bench, &memory, s.tokens, m.hidden, widest)
     s.task = <AttendTask *>take_floats(&memory, s.tasks * sizeof(AttendTask) // sizeof(float))
+    s.rounded = carve_channel(take_floats(&memory, (channel_bytes(s.tokens, m.dim) + 3) // 4), s.tokens, m.dim)
     s.tasks = 0
     for sequence in range(s.sequences):
         start, time = s.call_starts[sequence] - s.call_starts[0], s.call_starts[sequence + 1] - s.call_starts[sequence]
@@ -184,6 +200,8 @@ cdef void embed_block(void *argument, ptrdiff_t task) noexcept nogil:
             add_row(x, m.token_types + (s.token_types[t] if s.token_types != NULL else 0) * m.dim, m.dim)
         if m.embedding_norm.present:
             norm_row(&m.embedding_norm, x, x, m.dim, False)
+        if m.rounded:
+            round_channel_row(x, m.dim, &s.rounded, t)
 
 
 cdef inline void add_row(float *x, const float *row, ptrdiff_t width) noexcept nogil:

@@ -205,8 +205,9 @@ cdef void multiply_tile(
     # The tile's place in out is asked for now and needed when the sums are done.
     for i in range(rows):
         prefetch_write(out + i * g.out_row)
-        prefetch_write(out + i * g.out_row + LINE)
-        prefetch_write(out + i * g.out_row + 2 * LINE)
+        if TILE_COLUMNS > LINE:
+            prefetch_write(out + i * g.out_row + LINE)
+            prefetch_write(out + i * g.out_row + 2 * LINE)
         prefetch_write(out + i * g.out_row + columns - 1)
     # Rows past the end repeat the last one: computed, never stored.
     if a_tile != NULL:

@@ -12,6 +12,7 @@ cdef extern from "packed/channel.h" nogil:
     enum: CHANNEL_STEPS
     enum: CHANNEL_ROWS
     enum: CHANNEL_PANELS
+    enum: CHANNEL_FUSES
     ctypedef struct ChannelMatrix:
         const uint8_t *numbers
         const float *scales
@@ -23,6 +24,7 @@ cdef extern from "packed/channel.h" nogil:
         ptrdiff_t steps, groups
     ptrdiff_t channel_panel_bytes(const ChannelMatrix *w)
     void round_channel_row(const float *x, ptrdiff_t columns, const ChannelRows *rows, ptrdiff_t row)
+    void round_channel_group(const float *x, ptrdiff_t count, const ChannelRows *rows, ptrdiff_t row, ptrdiff_t group)
     void channel_tile_of(ptrdiff_t row_count, const ChannelMatrix *w, ptrdiff_t panel, const ChannelRows *x, ptrdiff_t row,
                          ptrdiff_t group, float *sums, bint add)
     ptrdiff_t channel_panels(const ChannelMatrix *w)
@@ -44,6 +46,7 @@ cdef struct ChannelTask:
     ChannelPart parts[MAX_PARTS]
     int count, mode, activation
     ChannelRows x
+    const ChannelRows *rounded  # NULL, or in place of out: what the next map reads (CHANNEL_FUSES, whole groups of outputs)
     ptrdiff_t tokens
 
 
@@ -123,9 +126,15 @@ cdef void channel_block(void *argument, ptrdiff_t task) noexcept nogil:
                                 sums + row * CHANNEL_PANELS * VF_WIDTH, group > 0)
                 row += CHANNEL_ROWS
             group += CHANNEL_DEPTH
-        for p in range(min(CHANNEL_PANELS, stop - panel)):
-            for t in range(rows):
-                finish_channel(op, part, row_start + t, panel + p, sums + (t * CHANNEL_PANELS + p) * VF_WIDTH)
+        if op.rounded != NULL:
+            for p in range(CHANNEL_PANELS):
+                for t in range(rows):
+                    activate_channel(op, part, panel + p, sums + (t * CHANNEL_PANELS + p) * VF_WIDTH)
+            round_channel_group(sums, rows, op.rounded, row_start, panel // CHANNEL_PANELS)
+        else:
+            for p in range(min(CHANNEL_PANELS, stop - panel)):
+                for t in range(rows):
+                    finish_channel(op, part, row_start + t, panel + p, sums + (t * CHANNEL_PANELS + p) * VF_WIDTH)
         panel += CHANNEL_PANELS
 
 
@@ -147,14 +156,24 @@ cdef inline void ask_for_slice(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_
             line += 64
 
 
+cdef inline vf scaled_channel(const ChannelPart *part, ptrdiff_t column, const float *sums) noexcept nogil:
+    cdef vf value = vf_mul(vf_load(sums), vf_load(part.weight.scales + column))
+    if part.bias != NULL:
+        value = vf_add(value, load_part(part.bias + column, part.weight.outputs - column))
+    return value
+
+
+cdef inline void activate_channel(const ChannelTask *op, const ChannelPart *part, ptrdiff_t panel, float *sums) noexcept nogil:
+    """Scale, bias and activation in place."""
+    vf_store(sums, vf_activate(scaled_channel(part, panel * VF_WIDTH, sums), op.activation))
+
+
 cdef inline void finish_channel(const ChannelTask *op, const ChannelPart *part, ptrdiff_t row, ptrdiff_t panel,
                                 const float *sums) noexcept nogil:
     """Scale, bias and what op.mode says, for the sums of one panel of a row."""
     cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column
     cdef float *out = part.out + row * part.weight.outputs + column
-    cdef vf value = vf_mul(vf_load(sums), vf_load(part.weight.scales + column))
-    if part.bias != NULL:
-        value = vf_add(value, load_part(part.bias + column, lanes))
+    cdef vf value = scaled_channel(part, column, sums)
     if op.mode == LINEAR_ADD:
         value = vf_add(load_part(out, lanes), value)
     elif op.mode == LINEAR_ACTIVATE:

@@ -23,18 +23,18 @@ cdef extern from "packed/tile.h" nogil:
     ctypedef struct QuantizedRows:
         int8_t *numbers
         float *scales
-        int32_t *sums
+        int32_t *offsets
         float *scaled_sums
         ptrdiff_t pairs
-    ctypedef struct OpenPanel:
-        const uint8_t *numbers
+    ctypedef struct OpenPanels:
+        ptrdiff_t next
     ptrdiff_t packed_pair_bytes(int bits, int half, int minimum)
     int packed_offset(int bits, int minimum)
-    void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *sums,
+    void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *offsets,
                       float *scaled_sums)
     ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
-    OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch)
-    void open_tile_of(ptrdiff_t rows, const OpenPanel *open, const QuantizedRows *x, ptrdiff_t row, int offset, float *sums)
+    OpenPanels open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch)
+    void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, int offset, float *sums)
     void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, float *sums)
 
 cdef enum:
@@ -76,8 +76,8 @@ cdef inline QuantizedRows carve_quantized(void *memory, ptrdiff_t tokens, ptrdif
     blocks = tokens * 2 * rows.pairs
     rows.numbers = <int8_t *>memory
     rows.scales = <float *>(rows.numbers + tokens * rows.pairs * PAIR)
-    rows.sums = <int32_t *>(rows.scales + blocks)
-    rows.scaled_sums = <float *>(rows.sums + blocks)
+    rows.offsets = <int32_t *>(rows.scales + blocks)
+    rows.scaled_sums = <float *>(rows.offsets + blocks)
     return rows
 
 
@@ -88,7 +88,7 @@ cdef void quantize_block(void *argument, ptrdiff_t task) noexcept nogil:
         row = 2 * t if q.fine else t
         quantize_row(
             q.x + t * q.row, q.columns, q.fine, q.rows.pairs, q.rows.numbers + row * q.rows.pairs * PAIR,
-            q.rows.scales + row * blocks, q.rows.sums + row * blocks, q.rows.scaled_sums + row * blocks,
+            q.rows.scales + row * blocks, q.rows.offsets + row * blocks, q.rows.scaled_sums + row * blocks,
         )
 
 
@@ -173,20 +173,16 @@ cdef void few_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop)
 cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
     cdef float sums[ROWS_TILE * PANELS_TILE * VF_WIDTH]
     cdef float gated[ROWS_TILE * PANELS_TILE * VF_WIDTH]
-    cdef OpenPanel open[2 * PANELS_TILE]
+    cdef OpenPanels open, open_up
     cdef const PackedMatrix *w = &op.parts[i].weight
     cdef const PackedMatrix *up = &op.parts[1].weight
-    cdef ptrdiff_t bytes = open_panel_bytes(op.x.pairs), panel = first, panels, p, t, row, rows
-    cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * PANELS_TILE * bytes)
+    cdef ptrdiff_t panel = first, panels, p, t, row, rows
+    cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * PANELS_TILE * open_panel_bytes(op.x.pairs))
     while panel < stop:
         panels = min(PANELS_TILE, stop - panel)
-        for p in range(PANELS_TILE):
-            # past the end the last panel again: computed, never stored
-            open[p] = open_panel(w, panel + p, scratch + p * bytes) if p < panels else open[p - 1]
-            if op.mode == LINEAR_GATE:
-                open[PANELS_TILE + p] = (
-                    open_panel(up, panel + p, scratch + (PANELS_TILE + p) * bytes) if p < panels else open[PANELS_TILE + p - 1]
-                )
+        open = open_panels(w, panel, stop, scratch)
+        if op.mode == LINEAR_GATE:
+            open_up = open_panels(up, panel, stop, scratch + PANELS_TILE * open.next)
         row = 0
         while row < op.rows:
             rows = min(ROWS_TILE, op.rows - row)
@@ -194,9 +190,9 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
             for t in range(rows):
                 for p in range(panels):
                     prefetch_write(place_of_sum(op, i, row + t, panel + p))
-            open_tile_of(rows, open, &op.x, row, packed_offset(w.bits, w.minimum), sums)
+            open_tile_of(rows, &open, &op.x, row, packed_offset(w.bits, w.minimum), sums)
             if op.mode == LINEAR_GATE:
-                open_tile_of(rows, open + PANELS_TILE, &op.x, row, packed_offset(up.bits, up.minimum), gated)
+                open_tile_of(rows, &open_up, &op.x, row, packed_offset(up.bits, up.minimum), gated)
             t = 0
             while t < rows:
                 for p in range(panels):
@@ -205,6 +201,15 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
                 t += 2 if op.fine else 1
             row += rows
         panel += panels
+
+
+cdef inline OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t stop, uint8_t *scratch) noexcept nogil:
+    """PANELS_TILE of them from `panel` on; past the end the last one again: computed, never stored."""
+    cdef OpenPanels open = open_panel(w, panel, scratch)
+    cdef ptrdiff_t p
+    for p in range(1, PANELS_TILE):
+        open_panel(w, min(panel + p, stop - 1), scratch + p * open.next)
+    return open
 
 
 cdef inline float *place_of_sum(const LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel) noexcept nogil:

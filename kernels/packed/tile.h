@@ -9,7 +9,7 @@
 #ifndef FASTMIXER_PACKED_TILE_H
 #define FASTMIXER_PACKED_TILE_H
 
-#include "packed/dot.h"
+#include "packed/round.h"
 
 enum {
     BLOCK = 32,       /* numbers with one scale */
@@ -41,12 +41,12 @@ typedef struct {
     int minimum;           /* there are minima */
 } PackedMatrix;
 
-/* Activations: numbers int8 [rows, pairs * PAIR], and for each block its scale, the sum of its numbers and that times
- * the scale: [rows, 2 pairs]. */
+/* Activations: numbers int8 [rows, pairs * PAIR], and for each block its scale, what its products with weights that are
+ * stored DOT_OFFSET higher begin at (-DOT_OFFSET times the sum of its numbers), and the sum times the scale: [rows, 2 pairs]. */
 typedef struct {
     int8_t *numbers;
     float *scales;
-    int32_t *sums;
+    int32_t *offsets;
     float *scaled_sums;
     ptrdiff_t pairs;
 } QuantizedRows;
@@ -68,47 +68,43 @@ VEC_INLINE vf load_scale(const uint8_t *p, int half) {
 
 /* ---- activations ---- */
 
-/* The rounded numbers of one block of a row, and what goes with them. */
-VEC_INLINE void store_rounded(const vi *numbers, float scale, int8_t *out, float *scales, int32_t *sums, float *scaled_sums) {
-    vi sum = vi_set(0);
-    for (int i = 0; i < BLOCK / VF_WIDTH; i++) {
-        sum += numbers[i];
-#if defined(VEC_AVX512)
-        _mm_storeu_si128((__m128i *)(out + i * VF_WIDTH), _mm512_cvtepi32_epi8((__m512i)numbers[i]));
-#else
-        for (int lane = 0; lane < VF_WIDTH; lane++) out[i * VF_WIDTH + lane] = (int8_t)numbers[i][lane];
-#endif
-    }
-    int32_t total = vi_sum(sum);
-    *scales = scale;
-    *sums = total;
-    *scaled_sums = scale * (float)total;
+/* Blocks block..block+count-1 (at most VF_WIDTH) of a row: what their scales and sums become. */
+VEC_INLINE void store_block_scales(vf scale, const vi *sums, ptrdiff_t count, float *scales, int32_t *offsets, float *scaled_sums) {
+    vi total = sum_of_each(sums);
+    vf_store_first(scales, scale, count);
+    vi_store_first(offsets, total * -DOT_OFFSET, count);
+    vf_store_first(scaled_sums, scale * vf_from_int(total), count);
 }
 
 /* One row of x [columns], padded with zeros to whole pairs: round(x / scale) with scale = max |x| / 127 of each block.
  * fine: a second row follows with what rounding left over, in steps REST_STEPS times as fine: together 15 bits. */
 static void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales,
-                         int32_t *sums, float *scaled_sums) {
-    for (ptrdiff_t block = 0, rest = 2 * pairs; block < 2 * pairs; block++, rest++) {
-        vf parts[BLOCK / VF_WIDTH], largest = vf_zero();
-        vi rounded[BLOCK / VF_WIDTH];
-        ptrdiff_t left = columns - block * BLOCK;
-        for (int i = 0; i < BLOCK / VF_WIDTH; i++) {
-            ptrdiff_t lanes = left - i * VF_WIDTH;
-            const float *place = x + block * BLOCK + i * VF_WIDTH;
-            parts[i] = lanes >= VF_WIDTH ? vf_load(place) : lanes > 0 ? vf_load_first(place, lanes) : vf_zero();
-            largest = vf_max(largest, vf_abs(parts[i]));
+                         int32_t *offsets, float *scaled_sums) {
+    enum { VECTORS = BLOCK / VF_WIDTH };
+    for (ptrdiff_t block = 0, rest = 2 * pairs; block < 2 * pairs; block += VF_WIDTH, rest += VF_WIDTH) {
+        float inverses[VF_WIDTH];
+        vi sums[VF_WIDTH], rest_sums[VF_WIDTH];
+        ptrdiff_t count = 2 * pairs - block < VF_WIDTH ? 2 * pairs - block : VF_WIDTH;
+        vf scale = group_scales(x + block * BLOCK, BLOCK, count, columns - block * BLOCK, VECTORS, inverses);
+        for (ptrdiff_t b = 0; b < VF_WIDTH; b++) sums[b] = rest_sums[b] = vi_set(0);
+        for (ptrdiff_t b = 0; b < count; b++) {
+            vf parts[VECTORS];
+            vi sum = vi_set(0), rest_sum = vi_set(0); /* not in place: a store of bytes may be to anywhere, for all the compiler knows */
+            load_group(x + (block + b) * BLOCK, columns - (block + b) * BLOCK, VECTORS, parts);
+            UNROLL for (int i = 0; i < VECTORS; i++) {
+                parts[i] = parts[i] * inverses[b];
+                vi rounded = vi_nearest(parts[i]);
+                sum += rounded;
+                store_bytes(numbers + (block + b) * BLOCK + i * VF_WIDTH, rounded, VF_WIDTH);
+                if (!fine) continue;
+                rounded = vi_nearest((parts[i] - vf_from_int(rounded)) * (float)REST_STEPS);
+                rest_sum += rounded;
+                store_bytes(numbers + (rest + b) * BLOCK + i * VF_WIDTH, rounded, VF_WIDTH);
+            }
+            sums[b] = sum, rest_sums[b] = rest_sum;
         }
-        float most = vf_largest(largest), scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
-        for (int i = 0; i < BLOCK / VF_WIDTH; i++) {
-            parts[i] = parts[i] * inverse;
-            rounded[i] = __builtin_convertvector(vf_round(parts[i]), vi);
-        }
-        store_rounded(rounded, scale, numbers + block * BLOCK, scales + block, sums + block, scaled_sums + block);
-        if (!fine) continue;
-        for (int i = 0; i < BLOCK / VF_WIDTH; i++)
-            rounded[i] = __builtin_convertvector(vf_round((parts[i] - vf_from_int(rounded[i])) * (float)REST_STEPS), vi);
-        store_rounded(rounded, scale / REST_STEPS, numbers + rest * BLOCK, scales + rest, sums + rest, scaled_sums + rest);
+        store_block_scales(scale, sums, count, scales + block, offsets + block, scaled_sums + block);
+        if (fine) store_block_scales(scale / REST_STEPS, rest_sums, count, scales + rest, offsets + rest, scaled_sums + rest);
     }
 }
 
@@ -118,8 +114,9 @@ typedef struct {
     const uint8_t *numbers; /* [2 pairs][GROUPS] vectors of bytes */
     const float *scales;    /* [2 pairs][VF_WIDTH] */
     const float *minima;    /* the same or NULL */
+    ptrdiff_t next;         /* bytes to the next panel's */
     int nibbles;            /* numbers are 0..15 */
-} OpenPanel;
+} OpenPanels;
 
 VEC_INLINE vf add_block(vf sum, vi dots, vf scale, float x_scale) {
     return vf_fma(vf_from_int(dots), scale * vf_set(x_scale), sum);
@@ -131,8 +128,8 @@ VEC_INLINE ptrdiff_t open_panel_bytes(ptrdiff_t pairs) {
 }
 
 /* A panel with its numbers a byte each and its scales floats, in scratch. */
-static OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch) {
-    OpenPanel open;
+static OpenPanels open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch) {
+    OpenPanels open;
     ptrdiff_t blocks = 2 * w->pairs, block_bytes = packed_block_bytes(w->bits), scale_bytes = packed_scale_bytes(w->half);
     float *scales = (float *)(scratch + blocks * GROUPS * VF_WIDTH * 4), *minima = scales + blocks * VF_WIDTH;
     const uint8_t *pair = w->data + panel * w->panel_bytes;
@@ -154,69 +151,77 @@ static OpenPanel open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scr
     open.numbers = scratch;
     open.scales = scales;
     open.minima = w->minimum ? minima : NULL;
+    open.next = open_panel_bytes(w->pairs);
     open.nibbles = w->bits == 4;
     return open;
 }
 
-/* sums [rows][panels * VF_WIDTH]: rows of x against open panels. */
-VEC_INLINE void open_tile(int rows, int panels, int minimum, int offset, int nibbles, const OpenPanel *open, const QuantizedRows *x,
-                          ptrdiff_t first_row, float *sums) {
-    ptrdiff_t width = x->pairs * PAIR, blocks = 2 * x->pairs;
-    vf total[ROWS_TILE][PANELS_TILE];
-    for (int i = 0; i < rows; i++)
-        for (int p = 0; p < panels; p++) total[i][p] = vf_zero();
+/* sums [rows][PANELS_TILE * VF_WIDTH]: rows of x against open panels, of which the first is given. Addresses are a start and a
+ * stride each (channel.h says why). */
+VEC_INLINE void open_tile(const int rows, const int minimum, const int offset, const int nibbles, const OpenPanels *open,
+                          const QuantizedRows *x, ptrdiff_t first_row, float *sums) {
+    const ptrdiff_t width = x->pairs * PAIR, blocks = 2 * x->pairs, next = open->next;
     const int8_t *numbers = x->numbers + first_row * width;
-    /* The rows of the next tile are asked for on the way: its short runs of memory are too many for the processor to guess
-     * (0.56 -> 0.7 of the peak). */
-    const int8_t *next = numbers + rows * width;
-    ptrdiff_t next_scales = (first_row + rows) * blocks;
+    const uint8_t *weights = open->numbers;
+    const float *w_scales = open->scales, *minima = open->minima, *scales = x->scales + first_row * blocks;
+    const int32_t *offsets = x->offsets + first_row * blocks;
+    const float *scaled_sums = x->scaled_sums + first_row * blocks;
+    vf total[ROWS_TILE][PANELS_TILE];
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int p = 0; p < PANELS_TILE; p++) total[i][p] = vf_zero();
+    }
     for (ptrdiff_t block = 0; block < blocks; block++) {
         vi dots[ROWS_TILE][PANELS_TILE];
-        if (block % 2 == 0)
-            for (int i = 0; i < rows; i++) __builtin_prefetch(next + i * width + block * BLOCK);
-        for (ptrdiff_t at = block * rows; at < (block + 1) * rows; at += 16) {
-            __builtin_prefetch(x->scales + next_scales + at);
-            if (offset) __builtin_prefetch(x->sums + next_scales + at);
-            if (minimum) __builtin_prefetch(x->scaled_sums + next_scales + at);
+        /* The rows of the next tile are asked for on the way: its short runs of memory are too many for the processor to guess
+         * (0.56 -> 0.7 of the peak). */
+        if (block % 2 == 0) {
+            UNROLL for (int i = 0; i < rows; i++) __builtin_prefetch(numbers + (rows + i) * width);
         }
-        for (int i = 0; i < rows; i++)
-            for (int p = 0; p < panels; p++)
-                dots[i][p] = vi_set(offset ? -offset * x->sums[(first_row + i) * blocks + block] : 0);
+        if (block % 16 == 0) {
+            UNROLL for (int i = 0; i < rows; i++) {
+                __builtin_prefetch(scales + (rows + i) * blocks);
+                if (offset) __builtin_prefetch(offsets + (rows + i) * blocks);
+                if (minimum) __builtin_prefetch(scaled_sums + (rows + i) * blocks);
+            }
+        }
+        UNROLL for (int i = 0; i < rows; i++) {
+            UNROLL for (int p = 0; p < PANELS_TILE; p++) dots[i][p] = vi_set(offset ? offsets[i * blocks] : 0);
+        }
 #pragma GCC unroll 8
-        for (int g = 0; g < GROUPS; g++) {
+        for (int g = 0; g < GROUPS; g++, weights += VF_WIDTH * 4, numbers += 4) {
             vi w[PANELS_TILE];
-            for (int p = 0; p < panels; p++) w[p] = vi_load(open[p].numbers + (block * GROUPS + g) * VF_WIDTH * 4);
-            for (int i = 0; i < rows; i++) {
-                vi four = vi_broadcast_bytes(numbers + i * width + block * BLOCK + 4 * g);
-                for (int p = 0; p < panels; p++)
+            UNROLL for (int p = 0; p < PANELS_TILE; p++) w[p] = vi_load(weights + p * next);
+            UNROLL for (int i = 0; i < rows; i++) {
+                vi four = vi_broadcast_bytes(numbers + i * width);
+                UNROLL for (int p = 0; p < PANELS_TILE; p++)
                     dots[i][p] = nibbles ? vi_chain_dot(dots[i][p], w[p], four) : vi_dot(dots[i][p], w[p], four);
             }
         }
-        if (nibbles)
-            for (int i = 0; i < rows; i++)
-                for (int p = 0; p < panels; p++) dots[i][p] = vi_chain_sum(dots[i][p]);
-        for (int p = 0; p < panels; p++) {
-            vf scale = vf_load(open[p].scales + block * VF_WIDTH);
-            for (int i = 0; i < rows; i++)
-                total[i][p] = add_block(total[i][p], dots[i][p], scale, x->scales[(first_row + i) * blocks + block]);
+        UNROLL for (int p = 0; p < PANELS_TILE; p++) {
+            vf scale = vf_load((const float *)((const char *)w_scales + p * next));
+            UNROLL for (int i = 0; i < rows; i++) {
+                vi dot = nibbles ? vi_chain_sum(dots[i][p]) : dots[i][p];
+                total[i][p] = add_block(total[i][p], dot, scale, scales[i * blocks]);
+            }
             if (minimum) {
-                vf least = vf_load(open[p].minima + block * VF_WIDTH);
-                for (int i = 0; i < rows; i++)
-                    total[i][p] = vf_fma(least, vf_set(x->scaled_sums[(first_row + i) * blocks + block]), total[i][p]);
+                vf least = vf_load((const float *)((const char *)minima + p * next));
+                UNROLL for (int i = 0; i < rows; i++) total[i][p] = vf_fma(least, vf_set(scaled_sums[i * blocks]), total[i][p]);
             }
         }
+        w_scales += VF_WIDTH, minima += minimum ? VF_WIDTH : 0, scales++, offsets++, scaled_sums++;
     }
-    for (int i = 0; i < rows; i++)
-        for (int p = 0; p < panels; p++) vf_store(sums + (i * panels + p) * VF_WIDTH, total[i][p]);
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int p = 0; p < PANELS_TILE; p++) vf_store(sums + (i * PANELS_TILE + p) * VF_WIDTH, total[i][p]);
+    }
 }
 
 #define OPEN_TILE(count)                                                                                               \
-    static __attribute__((noinline)) void open_tile_##count(const OpenPanel *open, const QuantizedRows *x,             \
+    static __attribute__((noinline)) void open_tile_##count(const OpenPanels *open, const QuantizedRows *x,             \
                                                             ptrdiff_t row, int offset, float *sums) {                  \
-        if (open->nibbles) open_tile(count, PANELS_TILE, 1, 0, 1, open, x, row, sums);                                 \
-        else if (open->minima != NULL) open_tile(count, PANELS_TILE, 1, 0, 0, open, x, row, sums);                     \
-        else if (offset) open_tile(count, PANELS_TILE, 0, DOT_OFFSET, 0, open, x, row, sums);                          \
-        else open_tile(count, PANELS_TILE, 0, 0, 0, open, x, row, sums);                                               \
+        if (open->nibbles) open_tile(count, 1, 0, 1, open, x, row, sums);                                 \
+        else if (open->minima != NULL) open_tile(count, 1, 0, 0, open, x, row, sums);                     \
+        else if (offset) open_tile(count, 0, DOT_OFFSET, 0, open, x, row, sums);                          \
+        else open_tile(count, 0, 0, 0, open, x, row, sums);                                               \
     }
 OPEN_TILE(1)
 OPEN_TILE(2)
@@ -229,7 +234,7 @@ OPEN_TILE(6)
 #undef OPEN_TILE
 
 /* sums [rows <= ROWS_TILE][PANELS_TILE * VF_WIDTH]. offset: the numbers are stored DOT_OFFSET higher. */
-static void open_tile_of(ptrdiff_t rows, const OpenPanel *open, const QuantizedRows *x, ptrdiff_t row, int offset,
+static void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, int offset,
                          float *sums) {
     switch (rows) {
     case 1: open_tile_1(open, x, row, offset, sums); break;
@@ -265,7 +270,7 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
             const int8_t *four = numbers + (block + h) * BLOCK;
             vi dots[FEW];
             for (int i = 0; i < rows; i++)
-                dots[i] = vi_set(offset ? -offset * x->sums[(first_row + i) * blocks + block + h] : 0);
+                dots[i] = vi_set(offset ? x->offsets[(first_row + i) * blocks + block + h] : 0);
             if (bits == 4) {
 #pragma GCC unroll 4
                 for (int g = 0; g < GROUPS / 2; g++) {
