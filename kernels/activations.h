@@ -29,7 +29,8 @@ VEC_INLINE vf vf_erf(vf x) {
     return vf_min(vf_set(1.0f), vf_max(vf_set(-1.0f), vf_quotient(x * p, q)));
 }
 
-VEC_INLINE vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+/* Below -87, where e^-x leaves what vf_quotient takes, it stays at its least: 2e-38. */
+VEC_INLINE vf vf_sigmoid(vf x) { return vf_quotient(vf_set(1.0f), 1.0f + vf_exp(-vf_max(vf_set(-87.0f), x))); }
 
 /* 2 sqrt(2 / pi) (x + 0.044715 x^3), and its slope. */
 VEC_INLINE vf gelu_tanh_argument(vf x) { return x * vf_fma(x * x, vf_set(0.0713548163f), vf_set(1.5957691216f)); }

@@ -9,6 +9,7 @@
 
 #include <math.h>
 
+#include "bfloat16.h"
 #include "vec.h"
 
 enum { PAGE_KEYS = 64, ATTEND_ROWS = 4 };
@@ -137,9 +138,139 @@ typedef struct {
     ptrdiff_t dim;  /* head_dim, padded to VF_WIDTH */
 } Gathered;
 
-/* Rows row..row+rows-1 (at most ATTEND_ROWS) meet a page. queries [rows][dim], times scale; row i sees keys
- * first[i]..end[i]-1 of the page. */
-static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
+/* ---- the same in pairs of 16-bit numbers, where one instruction multiplies them ---- */
+
+/* Pages of bfloat16 are multiplied as they are, by queries and weights rounded to it. 8-bit numbers are widened to 16 bits and
+ * meet queries and weights of 15 bits: to float32 they took twice the instructions, and more time than memory. */
+#if defined(__AVX512BF16__)
+#define PAIRED(type) ((type) != PAGES_FLOAT32)
+#elif defined(__AVX512VNNI__)
+#define PAIRED(type) ((type) == PAGES_INT8)
+#else
+#define PAIRED(type) 0
+#endif
+
+enum { PAIR_MOST = 32767 };
+
+#if defined(__AVX512VNNI__)
+/* 32 numbers of a page, from number `at` on. */
+VEC_INLINE __m512i halves_from(const char *page, ptrdiff_t at, int type) {
+    return type == PAGES_INT8 ? _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(page + at)))
+                              : _mm512_loadu_si512((const void *)(page + 2 * at));
+}
+
+VEC_INLINE vi pair_dot(vi sum, int32_t x, __m512i words, int type) {
+#if defined(__AVX512BF16__)
+    if (type == PAGES_BFLOAT16) return (vi)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)words);
+#endif
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, _mm512_set1_epi32(x), words);
+}
+
+/* sums [rows][sums_row], from `column` on: the words a [rows][a_row] times B's rows [count][b_row], which pair with their
+ * neighbours; an odd last one with zeros. 32 halves columns. */
+VEC_INLINE void paired_rows(const int32_t *a, ptrdiff_t a_row, const char *b, ptrdiff_t b_row, ptrdiff_t column, ptrdiff_t count,
+                            ptrdiff_t ahead, float *sums, ptrdiff_t sums_row, const int rows, const int halves, const int type) {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                         35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    vi found[ATTEND_ROWS][4];
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int j = 0; j < 2 * halves; j++) found[i][j] = vi_lanes() & 0;
+    }
+    for (ptrdiff_t k = 0; k < count; k += 2, b += 2 * b_row * number_bytes(type)) {
+        __m512i words[4];
+        UNROLL for (int j = 0; j < halves; j++) {
+            __m512i first = halves_from(b, column + 32 * j, type);
+            __m512i second = k + 1 < count ? halves_from(b, b_row + column + 32 * j, type) : _mm512_setzero_si512();
+            words[2 * j] = _mm512_permutex2var_epi16(first, low, second);
+            words[2 * j + 1] = _mm512_permutex2var_epi16(first, high, second);
+        }
+        if (ahead)
+            for (ptrdiff_t line = 0; line < 32 * halves * number_bytes(type); line += 64) {
+                __builtin_prefetch(b + column * number_bytes(type) + line + ahead, 0, 2);
+                __builtin_prefetch(b + (b_row + column) * number_bytes(type) + line + ahead, 0, 2);
+            }
+        UNROLL for (int i = 0; i < rows; i++) {
+            UNROLL for (int j = 0; j < 2 * halves; j++) found[i][j] = pair_dot(found[i][j], a[i * a_row + k / 2], words[j], type);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int j = 0; j < 2 * halves; j++)
+            vf_store(sums + i * sums_row + column + j * VF_WIDTH,
+                     type == PAGES_INT8 ? __builtin_convertvector(found[i][j], vf) : (vf)found[i][j]);
+    }
+}
+
+VEC_INLINE void paired_columns(const int32_t *a, ptrdiff_t a_row, const char *b, ptrdiff_t b_row, ptrdiff_t columns, ptrdiff_t count,
+                               ptrdiff_t ahead, float *sums, ptrdiff_t sums_row, const int rows, const int type) {
+    ptrdiff_t column = 0;
+    for (; column + 64 <= columns; column += 64)
+        paired_rows(a, a_row, b, b_row, column, count, ahead, sums, sums_row, rows, 2, type);
+    if (column < columns) paired_rows(a, a_row, b, b_row, column, count, ahead, sums, sums_row, rows, 1, type);
+}
+
+#define PAIRED_COLUMNS(name, type)                                                                                     \
+    static __attribute__((noinline)) void name(const int32_t *a, ptrdiff_t a_row, const char *b, ptrdiff_t b_row,      \
+                                               ptrdiff_t columns, ptrdiff_t count, ptrdiff_t ahead, float *sums,       \
+                                               ptrdiff_t sums_row, ptrdiff_t rows) {                                   \
+        if (rows == 4) paired_columns(a, a_row, b, b_row, columns, count, ahead, sums, sums_row, 4, type);             \
+        else if (rows == 3) paired_columns(a, a_row, b, b_row, columns, count, ahead, sums, sums_row, 3, type);        \
+        else if (rows == 2) paired_columns(a, a_row, b, b_row, columns, count, ahead, sums, sums_row, 2, type);        \
+        else paired_columns(a, a_row, b, b_row, columns, count, ahead, sums, sums_row, 1, type);                       \
+    }
+PAIRED_COLUMNS(paired_columns_int8, PAGES_INT8)
+#if defined(__AVX512BF16__)
+PAIRED_COLUMNS(paired_columns_bfloat16, PAGES_BFLOAT16)
+#endif
+#undef PAIRED_COLUMNS
+#endif
+
+/* sums [rows][sums_row] = a B of words, columns a multiple of 32. */
+static void paired_product(int type, const int32_t *a, ptrdiff_t a_row, const char *b, ptrdiff_t b_row, ptrdiff_t columns,
+                           ptrdiff_t count, ptrdiff_t ahead, float *sums, ptrdiff_t sums_row, ptrdiff_t rows) {
+#if defined(__AVX512BF16__)
+    if (type == PAGES_BFLOAT16) {
+        paired_columns_bfloat16(a, a_row, b, b_row, columns, count, ahead, sums, sums_row, rows);
+        return;
+    }
+#endif
+#if defined(__AVX512VNNI__)
+    paired_columns_int8(a, a_row, b, b_row, columns, count, ahead, sums, sums_row, rows);
+#endif
+}
+
+/* words [(count + 1) / 2, padded to VF_WIDTH] of x [count], zeros behind it up to a multiple of 2 VF_WIDTH; what the numbers are
+ * to be multiplied by. */
+static float paired_words(const float *x, ptrdiff_t count, int type, int32_t *words) {
+#if defined(__AVX512VNNI__)
+    float most = 0;
+    vf largest = vf_zero();
+#if defined(__AVX512BF16__)
+    if (type == PAGES_BFLOAT16) {
+        for (ptrdiff_t at = 0; at < count; at += 2 * VF_WIDTH)
+            vf_store((float *)(words + at / 2), bf16_neighbours(vf_load(x + at), vf_load(x + at + VF_WIDTH)));
+        return 1;
+    }
+#endif
+    for (ptrdiff_t at = 0; at < count; at += VF_WIDTH) largest = vf_max(largest, vf_abs(vf_load(x + at)));
+    most = vf_largest(largest);
+    const float inverse = most > 0 ? PAIR_MOST / most : 0;
+    for (ptrdiff_t at = 0; at < count; at += VF_WIDTH)
+        _mm256_storeu_si256((__m256i *)((int16_t *)words + at),
+                            _mm512_cvtepi32_epi16(_mm512_cvtps_epi32((__m512)(vf_load(x + at) * inverse))));
+    return most / PAIR_MOST;
+#endif
+    return 0;
+}
+
+/* ---- a page ---- */
+
+/* Whether a page of so many numbers a head is multiplied in pairs. */
+VEC_INLINE int is_paired(int type, ptrdiff_t head_dim) { return PAIRED(type) && head_dim % 32 == 0; }
+
+/* At most ATTEND_ROWS rows meet a page. queries [rows][head_dim], times scale, or if is_paired their words [rows][head_dim / 2], to
+ * be multiplied by query_scales [rows]; row i sees keys first[i]..end[i]-1 of the page. head_dim is a multiple of VF_WIDTH. */
+static void attend_page(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *page,
                         ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
     const float *key_scales = page->key_scales, *value_scales = page->value_scales;
     float weights[ATTEND_ROWS * PAGE_KEYS];
@@ -151,14 +282,22 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
     if (lowest >= highest) return;
     /* whole vectors of keys, as far as some row sees */
     const ptrdiff_t begin = lowest / VF_WIDTH * VF_WIDTH, stop = (highest + VF_WIDTH - 1) / VF_WIDTH * VF_WIDTH;
-    attend_product(queries + row * g->dim, g->dim, rows, page->keys + begin * number_bytes(page->type), PAGE_KEYS,
-                   weights + begin, PAGE_KEYS, stop - begin, head_dim, page->ahead, page->type, 0);
+    const int paired = is_paired(page->type, head_dim);
+    int32_t words[ATTEND_ROWS * PAGE_KEYS / 2];
+    float scales[ATTEND_ROWS];
+    if (paired)
+        paired_product(page->type, (const int32_t *)queries, head_dim / 2, page->keys, PAGE_KEYS, PAGE_KEYS, head_dim, page->ahead,
+                       weights, PAGE_KEYS, rows);
+    else
+        attend_product(queries, head_dim, rows, page->keys + begin * number_bytes(page->type), PAGE_KEYS, weights + begin,
+                       PAGE_KEYS, stop - begin, head_dim, page->ahead, page->type, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * PAGE_KEYS;
         vf most = vf_set(-INFINITY);
         vi lanes = vi_lanes();
         for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
             vf score = vf_load(w + j);
+            if (paired) score = score * query_scales[i];
             if (key_scales != NULL) score = score * vf_load(key_scales + j);
             if (softcap > 0) /* c tanh(s / c) */
                 score = softcap * (1.0f - 2.0f / (1.0f + vf_exp(score * (2.0f / softcap))));
@@ -169,33 +308,54 @@ static void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
             vf_store(w + j, score);
             most = vf_max(most, score);
         }
-        float largest = vf_largest(most), before = g->largest[row + i];
+        float largest = vf_largest(most), before = g->largest[i];
         if (largest > before) {
             if (before != -INFINITY) {
                 float correction = expf(before - largest);
-                g->totals[row + i] *= correction;
+                g->totals[i] *= correction;
                 for (ptrdiff_t d = 0; d < g->dim; d += VF_WIDTH) {
-                    float *place = g->blend + (row + i) * g->dim + d;
+                    float *place = g->blend + i * g->dim + d;
                     vf_store(place, vf_load(place) * correction);
                 }
             }
-            g->largest[row + i] = largest;
+            g->largest[i] = largest;
         } else
             largest = before;
         if (largest == -INFINITY) largest = 0; /* no key is seen yet: every weight becomes 0 */
         vf total = vf_zero();
         for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
-            vf weight = vf_exp(vf_load(w + j) - largest);
+            vf weight = vf_exp_negative(vf_load(w + j) - largest);
             total += weight;
-            if (value_scales != NULL) weight = weight * vf_load(value_scales + j);
+            if (value_scales != NULL) /* those of keys that nobody sees may be anything */
+                weight = vf_select(weight > 0, weight * vf_load(value_scales + j), vf_zero());
             vf_store(w + j, weight);
         }
-        g->totals[row + i] += vf_sum(total);
+        g->totals[i] += vf_sum(total);
+        if (paired) { /* no weight is left of what the page holds elsewhere */
+            for (ptrdiff_t j = 0; j < begin; j += VF_WIDTH) vf_store(w + j, vf_zero());
+            for (ptrdiff_t j = stop; j < PAGE_KEYS; j += VF_WIDTH) vf_store(w + j, vf_zero());
+            scales[i] = paired_words(w, PAGE_KEYS, page->type, words + i * PAGE_KEYS / 2);
+        }
+    }
+    if (paired) {
+        float *sums = weights; /* of which nothing is needed any more */
+        const ptrdiff_t from = lowest / 2 * 2;
+        for (ptrdiff_t d = 0; d < head_dim; d += PAGE_KEYS) {
+            ptrdiff_t columns = head_dim - d < PAGE_KEYS ? head_dim - d : PAGE_KEYS;
+            paired_product(page->type, words + from / 2, PAGE_KEYS / 2,
+                           page->values + (from * page->value_row + d) * number_bytes(page->type), page->value_row, columns,
+                           highest - from, page->ahead, sums, PAGE_KEYS, rows);
+            for (ptrdiff_t i = 0; i < rows; i++)
+                for (ptrdiff_t j = 0; j < columns; j += VF_WIDTH) {
+                    float *place = g->blend + i * g->dim + d + j;
+                    vf_store(place, vf_fma(vf_load(sums + i * PAGE_KEYS + j), vf_set(scales[i]), vf_load(place)));
+                }
+        }
+        return;
     }
     /* Keys that nobody sees may hold anything, NaN too: they are left out, not multiplied by zero. */
     attend_product(weights + lowest, PAGE_KEYS, rows, page->values + lowest * page->value_row * number_bytes(page->type),
-                   page->value_row, g->blend + row * g->dim, g->dim, g->dim, highest - lowest, page->ahead, page->type,
-                   1);
+                   page->value_row, g->blend, g->dim, g->dim, highest - lowest, page->ahead, page->type, 1);
 }
 
 #endif

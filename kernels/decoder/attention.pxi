@@ -20,7 +20,9 @@ cdef extern from "decoder/attend.h" nogil:
         const float *value_scales
         ptrdiff_t value_row, ahead
         int type
-    void attend_page(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const Page *page,
+    bint is_paired(int type, ptrdiff_t head_dim)
+    float paired_words(const float *x, ptrdiff_t count, int type, int32_t *words)
+    void attend_page(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *page,
                      ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
     uint16_t bfloat16_of(float x)
 
@@ -124,26 +126,39 @@ cdef inline ptrdiff_t place_of(const Step *s, const Layer *layer, const AttendTa
 
 
 cdef void remember_block(void *argument, ptrdiff_t task) noexcept nogil:
-    """For a block of tokens: q and k normed and turned, q scaled, k and v written into their pages."""
+    """For a block of tokens: k normed and turned, k and v written into their pages."""
     cdef Step *s = <Step *>argument
     cdef const Model *m = s.model
     cdef const Layer *layer = s.layer
     cdef Pages *pages = &s.pages[layer.group]
-    cdef ptrdiff_t t, head, position, place, i
-    cdef float *q
+    cdef ptrdiff_t t, head, position, place
     cdef float *k
     for t in range(task * ROWS_A_BLOCK, min(s.tokens, (task + 1) * ROWS_A_BLOCK)):
         position = s.position_of[t]
-        for head in range(m.heads):
-            q = s.q + (t * m.heads + head) * m.head_dim
-            prepare_head(layer, &layer.q_norm, q, m.head_dim, position)
-            for i in range(m.head_dim):
-                q[i] *= m.attention_scale
         for head in range(m.kv_heads):
             k = s.k + (t * m.kv_heads + head) * m.head_dim
             prepare_head(layer, &layer.k_norm, k, m.head_dim, position)
             place = place_in_pages(s, layer, pages.tables[s.sequence_of[t] * pages.table_pages + position // PAGE_KEYS], head)
             write_head(s, pages, place, position % PAGE_KEYS, k, s.v + (t * m.kv_heads + head) * m.head_dim)
+
+
+cdef void turn_block(void *argument, ptrdiff_t task) noexcept nogil:
+    """For a block of tokens: q normed, turned and scaled."""
+    cdef Step *s = <Step *>argument
+    cdef const Model *m = s.model
+    cdef ptrdiff_t t, head, i
+    cdef float *q
+    for t in range(task * ROWS_A_BLOCK, min(s.tokens, (task + 1) * ROWS_A_BLOCK)):
+        for head in range(m.heads):
+            q = s.q + (t * m.heads + head) * m.head_dim
+            prepare_head(s.layer, &s.layer.q_norm, q, m.head_dim, s.position_of[t])
+            for i in range(m.head_dim):
+                q[i] *= m.attention_scale
+
+
+cdef void turn_and_remember_block(void *argument, ptrdiff_t task) noexcept nogil:
+    turn_block(argument, task)
+    remember_block(argument, task)
 
 
 cdef inline void prepare_head(const Layer *layer, const Norm *norm, float *x, ptrdiff_t head_dim, ptrdiff_t position) noexcept nogil:
@@ -233,6 +248,8 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     cdef float *queries = <float *>pool_scratch(sizeof(float) * rows * (2 * dim + 2))
     cdef Gathered g
     cdef Page look
+    cdef const float *query
+    cdef float query_scales[ATTEND_ROWS]
     cdef ptrdiff_t first[ATTEND_ROWS]
     cdef ptrdiff_t end[ATTEND_ROWS]
     g.blend, g.dim = queries + rows * dim, dim
@@ -243,7 +260,11 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
         g.totals = g.blend + SPLIT_ROWS * dim
         g.largest = g.totals + SPLIT_ROWS
     for row in range(rows):
-        memcpy(queries + row * dim, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), sizeof(float) * dim)
+        query = query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q)
+        if is_paired(s.page_type, dim):
+            query_scales[row] = paired_words(query, dim, s.page_type, <int32_t *>queries + row * dim // 2)
+        else:
+            memcpy(queries + row * dim, query, sizeof(float) * dim)
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
     for page in range(task.first_page, task.end_page):
@@ -259,7 +280,7 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
             position = s.position_of[token + row // heads] - page * PAGE_KEYS
             first[row] = max(0, position - s.layer.window + 1) if s.layer.window else 0
             end[row] = max(0, min(PAGE_KEYS, position + 1))
-        attend_page(&g, 0, rows, queries, &look, dim, m.attention_softcap, first, end)
+        attend_page(&g, rows, queries, query_scales, &look, dim, m.attention_softcap, first, end)
     if task.slot < 0:
         finish_queries(s, task, &g)
 

@@ -16,6 +16,8 @@ include "decoder/parts.pxi"
 
 from cpython.exc cimport PyErr_CheckSignals
 
+import numpy as np
+
 from fastmixer.kernels.activations import ACTIVATIONS
 
 cdef enum:
@@ -65,6 +67,7 @@ cdef class Decoder:
         tokens go into pages. Shapes: reference.py."""
         cdef Step s
         cdef ptrdiff_t group
+        cdef int64_t[::1] lists = np.empty(2 * starts.shape[0] + wanted.shape[0], np.int64)
         if ids.shape[0] == 0:
             return
         memset(&s, 0, sizeof(s))
@@ -75,7 +78,7 @@ cdef class Decoder:
             set_pages(&s, group, pages)
             s.pages[group].tables, s.pages[group].table_pages = &tables[group, 0, 0], tables.shape[2]
         with nogil:
-            run(&s, &wanted[0] if wanted.shape[0] else NULL, wanted.shape[0],
+            run(&s, &lists[0], &wanted[0] if wanted.shape[0] else NULL, wanted.shape[0],
                 &logits[0, 0] if logits is not None and wanted.shape[0] else NULL,
                 &hidden[0, 0] if hidden is not None and wanted.shape[0] else NULL)
 
@@ -91,14 +94,23 @@ cdef int set_pages(Step *s, ptrdiff_t group, pages) except -1:
     return 0
 
 
-cdef int run(Step *s, const int64_t *wanted, ptrdiff_t wanted_count, float *logits, float *hidden) except -1 nogil:
-    """The data's flow: embedding, layers, norm, head."""
+cdef int run(Step *s, int64_t *lists, const int64_t *wanted, ptrdiff_t wanted_count, float *logits, float *hidden) except -1 nogil:
+    """The data's flow: embedding, layers, norm, head. lists: keep_wanted's."""
     cdef const Model *m = s.model
     cdef ptrdiff_t i
+    cdef Step kept
+    keep_wanted(s, wanted, wanted_count, lists)
     prepare(s, wanted_count)
     pool_run(embed_block, s, blocks_of(s.tokens))
     for i in range(m.layers):
         s.layer = &m.layer[i]
+        if i == m.layers - 1 and s.kept_starts != NULL:
+            remember_all(s, s.layer)
+            kept = kept_step(s)
+            if wanted_count:
+                run_kept(&kept, s.layer)
+                run_head(&kept, lists + 2 * s.sequences + 1, wanted_count, logits, hidden)
+            return 0
         run_layer(s, s.layer)
         if s.tokens > ROWS_A_BLOCK:  # a long step: Ctrl-C is noticed between layers
             with gil:
@@ -124,6 +136,12 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
                        &s.join_count[group], &slots)
         bytes += s.attend_tasks[group] * sizeof(AttendTask) + s.join_count[group] * sizeof(Join) + 128
         most_slots = max(most_slots, slots)
+    if s.kept_starts != NULL:
+        group = m.layer[m.layers - 1].group
+        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[group], NULL, &s.kept_attend_tasks, NULL,
+                       &s.kept_join_count, &slots)
+        bytes += s.kept_attend_tasks * sizeof(AttendTask) + s.kept_join_count * sizeof(Join) + 128
+        most_slots = max(most_slots, slots)
     memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(m)))
     carve_buffers(s, &memory, rows)
     s.partials = take_floats(&memory, most_slots * slot_floats(m))
@@ -134,20 +152,52 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
         s.joins[group] = <Join *>take_floats(&memory, s.join_count[group] * sizeof(Join) // sizeof(float))
         plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], s.attend[group], &s.attend_tasks[group],
                        s.joins[group], &s.join_count[group], &slots)
+    if s.kept_starts != NULL:
+        s.kept_attend = <AttendTask *>take_floats(&memory, s.kept_attend_tasks * sizeof(AttendTask) // sizeof(float))
+        s.kept_joins = <Join *>take_floats(&memory, s.kept_join_count * sizeof(Join) // sizeof(float))
+        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[m.layer[m.layers - 1].group], s.kept_attend,
+                       &s.kept_attend_tasks, s.kept_joins, &s.kept_join_count, &slots)
     return 0
 
 
 cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
-    cdef const Model *m = s.model
     cdef const Linear *maps[3]
-    cdef const Linear *gate = &layer.gate if layer.gated else NULL
     cdef float *outs[3]
-    # attention: what this layer reads from other tokens
-    normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False)
+    normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
-    project(&s.bench, s.normed, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, True)
-    pool_run(remember_block, s, blocks_of(s.tokens))
+    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 3, LINEAR_STORE, 0, True)
+    pool_run(turn_and_remember_block, s, blocks_of(s.tokens))
+    return finish_layer(s, layer)
+
+
+cdef int remember_all(Step *s, const Layer *layer) except -1 nogil:
+    """The last layer as far as all tokens take part in it: keys and values."""
+    cdef const Linear *maps[2]
+    cdef float *outs[2]
+    normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
+    maps[0], maps[1], outs[0], outs[1] = &layer.k, &layer.v, s.k, s.v
+    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 2, LINEAR_STORE, 0, True)
+    return pool_run(remember_block, s, blocks_of(s.tokens))
+
+
+cdef int run_kept(Step *s, const Layer *layer) except -1 nogil:
+    """And the rest of it, for tokens that something is wanted of."""
+    cdef const Linear *maps[1]
+    cdef float *outs[1]
+    maps[0], outs[0] = &layer.q, s.q
+    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 1, LINEAR_STORE, 0, True)
+    pool_run(turn_block, s, blocks_of(s.tokens))
+    return finish_layer(s, layer)
+
+
+cdef int finish_layer(Step *s, const Layer *layer) except -1 nogil:
+    """From queries, keys and values on."""
+    cdef const Model *m = s.model
+    cdef const Linear *maps[1]
+    cdef const Linear *gate = &layer.gate if layer.gated else NULL
+    cdef float *outs[1]
+    # attention: what this layer reads from other tokens
     pool_run(attend_block, s, s.attend_tasks[layer.group])
     if s.join_count[layer.group]:
         pool_run(join_block, s, s.join_count[layer.group])

@@ -1,6 +1,8 @@
 # One step of a decoder: where its tokens stand, its buffers, and the maps between them. Rows of all buffers are the
 # step's tokens, those of all sequences one after another.
 
+from libc.string cimport memmove
+
 cdef enum:
     MAX_GROUPS = 2
 
@@ -41,6 +43,13 @@ cdef struct Step:
     ptrdiff_t join_count[MAX_GROUPS]
     float *partials
     const Layer *layer  # the one at work
+    # what the last layer goes on with behind keys and values: of each sequence its first wanted token and all after it
+    const int64_t *kept_starts  # [sequences + 1]; NULL: all tokens
+    const int64_t *kept_positions  # [sequences]: of the first
+    AttendTask *kept_attend
+    ptrdiff_t kept_attend_tasks
+    Join *kept_joins
+    ptrdiff_t kept_join_count
 
 
 cdef inline ptrdiff_t widest(const Model *m) noexcept nogil:
@@ -72,6 +81,61 @@ cdef void carve_buffers(Step *s, char **memory, ptrdiff_t rows) noexcept nogil:
         for t in range(s.starts[sequence], s.starts[sequence + 1]):
             s.sequence_of[t] = sequence
             s.position_of[t] = s.first_positions[sequence] + t - s.starts[sequence]
+
+
+# ---- the last layer's tokens ----
+
+cdef void keep_wanted(Step *s, const int64_t *wanted, ptrdiff_t wanted_count, int64_t *lists) noexcept nogil:
+    """s.kept_starts and s.kept_positions, in lists [2 sequences + 1 + wanted_count], and behind them the wanted tokens' places
+    among those kept. Which tokens a sequence keeps does not depend on the others."""
+    cdef int64_t *kept_starts = lists
+    cdef int64_t *first = lists + s.sequences + 1  # kept tokens, counted from the step's first; then their positions
+    cdef int64_t *places = first + s.sequences
+    cdef ptrdiff_t sequence, i
+    for sequence in range(s.sequences):
+        first[sequence] = s.starts[sequence + 1]
+    for i in range(wanted_count):
+        sequence = sequence_with(s, wanted[i])
+        first[sequence] = min(first[sequence], wanted[i])
+    kept_starts[0] = 0
+    for sequence in range(s.sequences):
+        kept_starts[sequence + 1] = kept_starts[sequence] + s.starts[sequence + 1] - first[sequence]
+    for i in range(wanted_count):
+        sequence = sequence_with(s, wanted[i])
+        places[i] = kept_starts[sequence] + wanted[i] - first[sequence]
+    for sequence in range(s.sequences):
+        first[sequence] += s.first_positions[sequence] - s.starts[sequence]
+    if kept_starts[s.sequences] < s.tokens:
+        s.kept_starts, s.kept_positions = kept_starts, first
+
+
+cdef inline ptrdiff_t sequence_with(const Step *s, ptrdiff_t token) noexcept nogil:
+    """Which sequence a token is of."""
+    cdef ptrdiff_t low = 0, high = s.sequences, middle
+    while high - low > 1:
+        middle = (low + high) // 2
+        if s.starts[middle] <= token:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+cdef Step kept_step(const Step *s) noexcept nogil:
+    """The kept tokens alone: their rows are moved together."""
+    cdef Step kept = s[0]
+    cdef ptrdiff_t sequence, count, source, target, dim = s.model.dim, group = s.layer.group
+    for sequence in range(s.sequences):
+        target, count = s.kept_starts[sequence], s.kept_starts[sequence + 1] - s.kept_starts[sequence]
+        source = s.starts[sequence + 1] - count
+        memmove(s.x + target * dim, s.x + source * dim, sizeof(float) * count * dim)
+        memmove(s.normed + target * dim, s.normed + source * dim, sizeof(float) * count * dim)
+        memmove(s.position_of + target, s.position_of + source, sizeof(int64_t) * count)
+        memmove(s.sequence_of + target, s.sequence_of + source, sizeof(int64_t) * count)
+    kept.tokens, kept.starts, kept.first_positions = s.kept_starts[s.sequences], s.kept_starts, s.kept_positions
+    kept.attend[group], kept.attend_tasks[group] = s.kept_attend, s.kept_attend_tasks
+    kept.joins[group], kept.join_count[group] = s.kept_joins, s.kept_join_count
+    return kept
 
 
 # ---- embedding ----

@@ -43,6 +43,8 @@ FEATURES = {
     "relu, plain": {"activation": "relu", "gated": False},
     "odd sizes": {"dim": 31, "hidden": 37, "vocab": 19, "heads": 3, "kv_heads": 3, "head_dim": 10, "rotary_dim": 10},
     "wide heads": {"head_dim": 80, "rotary_dim": 80, "heads": 2, "kv_heads": 1},
+    "heads of 32": {"head_dim": 32, "rotary_dim": 32},
+    "heads of 96": {"head_dim": 96, "rotary_dim": 96, "heads": 3, "kv_heads": 1, "windows": (5, 0, 5)},
 }  # fmt: skip
 
 
@@ -327,6 +329,17 @@ def test_a_sequence_does_not_depend_on_the_others(kernel, implementation):
         for run, count, expected in zip(alone, counts, logits, strict=True):
             if count:
                 close(run.step([count]), expected)
+
+
+@pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32"])
+def test_what_follows_does_not_depend_on_what_was_wanted(kernel, implementation, feature, page_type):
+    """Keys and values of all layers are there for tokens of which nothing was wanted."""
+    runs = pair(kernel, implementation, [90, 75, 3], page_type, **FEATURES[feature])
+    for counts, wanted in (([80, 70, 2], [79, 151]), ([7, 1, 0], []), ([0, 1, 1], [0, 1]), ([3, 3, 0], [2, 5, 1])):
+        actual, expected = (run.step(counts, wanted) for run in runs)
+        if wanted:
+            close(actual, expected, page_type=page_type)
 
 
 def test_wanted_tokens_and_hidden(kernel, implementation):
