@@ -53,6 +53,7 @@ VEC_INLINE vf vf_derivative(vf x, int activation) {
         return vf_fma(x * 0.39894228040143268f, vf_exp(-0.5f * x * x),
                       0.5f * (1.0f + vf_erf(x * 0.70710678118654752f)));
     case ACTIVATION_GELU_TANH:
+        x = vf_max(vf_set(-16.0f), x); /* the slope below is 0, and x^3 would outgrow the sigmoid's least */
         s = vf_sigmoid(gelu_tanh_argument(x));
         return vf_fma(x * s * (1.0f - s), gelu_tanh_slope(x), s);
     case ACTIVATION_SILU:
