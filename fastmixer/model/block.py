@@ -88,12 +88,14 @@ class Linear:
         multiplier: np.ndarray | None = None,
         residual: np.ndarray | None = None,
         pre_activation: np.ndarray | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """x: [tokens, in] -> x W + bias: [tokens, out], with what linear adds in its epilogue."""
         return linear(
             x, self.weight, self.bias, activation=activation, multiplier=multiplier, residual=residual,
-            pre_activation=pre_activation, rounded=self.rounded, out=out,
+            pre_activation=pre_activation, rounded=self.rounded, dropout=dropout, seed=seed, out=out,
         )  # fmt: skip
 
     def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray) -> np.ndarray:
@@ -139,9 +141,9 @@ class Layer:
     def forward(self, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None) -> np.ndarray:
         """x: [tokens, dim] -> saved.out: [tokens, dim]. seed: of this step's dropout, None to drop nothing."""
         self._forward_to_feedforward(x, saved, space, seed)
-        self._add_branch(
-            saved.middle, saved.out, self._rate(seed), self._seed(seed, FEEDFORWARD_BRANCH), self._feedforward,
-            saved.feedforward_normed, saved.feedforward_saved,
+        self._feedforward(
+            saved.feedforward_normed, saved.feedforward_saved, residual=saved.middle, dropout=self._rate(seed),
+            seed=self._seed(seed, FEEDFORWARD_BRANCH), out=saved.out,
         )  # fmt: skip
         return saved.out
 
@@ -173,8 +175,8 @@ class Layer:
             q, k, v, causal=True, window=config.window, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS),
             precision=self._precision, out=attended, return_saved=True,
         )  # fmt: skip
-        self._add_branch(
-            x, saved.middle, rate, self._seed(seed, ATTENTION_BRANCH), self.attention_output.forward, saved.attended
+        self.attention_output.forward(
+            saved.attended, residual=x, dropout=rate, seed=self._seed(seed, ATTENTION_BRANCH), out=saved.middle
         )
 
         _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.middle, saved.feedforward_normed)
@@ -209,12 +211,14 @@ class Layer:
     # ---- parts ----
 
     def _feedforward(
-        self, normed: np.ndarray, saved: Any, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
-    ) -> np.ndarray:
+        self, normed: np.ndarray, saved: Any, *, residual: np.ndarray | None = None, dropout: float = 0.0, seed: int = 0,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
         w_gate, b_gate = (self.gate.weight, self.gate.bias) if self.gate else (None, None)
         return feedforward(
             normed, self.up.weight, self.up.bias, self.down.weight, self.down.bias, self.config.activation,
-            w_gate=w_gate, b_gate=b_gate, residual=residual, out=out, saved=saved, rounded=self._feedforward_rounded,
+            w_gate=w_gate, b_gate=b_gate, residual=residual, dropout=dropout, seed=seed, out=out, saved=saved,
+            rounded=self._feedforward_rounded,
         )  # fmt: skip
 
     def _feedforward_backward(self, d_out: np.ndarray, saved: LayerActivations, space: Workspace) -> np.ndarray:
@@ -227,14 +231,6 @@ class Layer:
             d_w_down=self.down.d_weight, d_b_down=self.down.d_bias, d_w_gate=d_w_gate, d_b_gate=d_b_gate,
             d_x=space.d_branch, scratch=space.d_feedforward, rounded=self._feedforward_rounded,
         )  # fmt: skip
-
-    def _add_branch(self, x: np.ndarray, out: np.ndarray, rate: float, seed: int, branch: Any, *inputs: Any) -> None:
-        """out = x + dropout(branch(*inputs)); without dropout x is added while the product's tile is in cache."""
-        if rate > 0:
-            branch(*inputs, out=out)
-            dropout(out, rate, seed, residual=x, out=out)
-        else:
-            branch(*inputs, residual=x, out=out)
 
     def _through_dropout(self, d_out: np.ndarray, space: Workspace, rate: float, seed: int) -> np.ndarray:
         return dropout(d_out, rate, seed, out=space.d_dropped) if rate > 0 else d_out

@@ -69,15 +69,16 @@ class EncoderLayer:
             q, k, v, query_starts=starts, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS),
             precision=self._precision, out=self._join(saved.attended), return_saved=True,
         )  # fmt: skip
-        self._add_branch(
-            self.attention_output, saved.attended, x, saved.attention_sum, rate, self._seed(seed, ATTENTION_BRANCH)
+        self.attention_output.forward(
+            saved.attended, residual=x, dropout=rate, seed=self._seed(seed, ATTENTION_BRANCH), out=saved.attention_sum
         )
         _, saved.attention_norm_saved = self.attention_norm.forward(saved.attention_sum, saved.middle)
 
         self.up.forward(saved.middle, activation=self.config.activation, pre_activation=saved.up, out=saved.hidden)
-        self._add_branch(
-            self.down, saved.hidden, saved.middle, saved.feedforward_sum, rate, self._seed(seed, FEEDFORWARD_BRANCH)
-        )
+        self.down.forward(
+            saved.hidden, residual=saved.middle, dropout=rate, seed=self._seed(seed, FEEDFORWARD_BRANCH),
+            out=saved.feedforward_sum,
+        )  # fmt: skip
         _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.feedforward_sum, saved.out)
         return saved.out
 
@@ -116,16 +117,6 @@ class EncoderLayer:
     def _join(self, attended: np.ndarray) -> np.ndarray:
         """The view [1, heads, tokens, head_dim] of attended: [tokens, dim]."""
         return attended.reshape(1, len(attended), self.config.heads, self.config.head_dim).transpose(0, 2, 1, 3)
-
-    def _add_branch(
-        self, last: Linear, inner: np.ndarray, x: np.ndarray, out: np.ndarray, rate: float, seed: int
-    ) -> None:
-        """out = x + dropout(last(inner)); without dropout x is added while the product's tile is in registers."""
-        if rate > 0:
-            last.forward(inner, out=out)
-            dropout(out, rate, seed, residual=x, out=out)
-        else:
-            last.forward(inner, residual=x, out=out)
 
     def _through_dropout(self, d: np.ndarray, space: "EncoderGradients", rate: float, seed: int) -> np.ndarray:
         return dropout(d, rate, seed, out=space.d_dropped) if rate > 0 else d

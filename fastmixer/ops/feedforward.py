@@ -11,7 +11,8 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.checks import Arrays, check_choice, check_number
+from fastmixer.ops.dropout import check_seed
 from fastmixer.ops.matmul import as_rows, leading_axes, require_apart
 
 
@@ -51,6 +52,8 @@ def feedforward(
     out: np.ndarray | None = ...,
     saved: FeedForwardSaved | None = ...,
     rounded: FeedForwardRounded | None = ...,
+    dropout: float = ...,
+    seed: int = ...,
     return_saved: Literal[False] = ...,
 ) -> np.ndarray: ...
 @overload
@@ -68,6 +71,8 @@ def feedforward(
     out: np.ndarray | None = ...,
     saved: FeedForwardSaved | None = ...,
     rounded: FeedForwardRounded | None = ...,
+    dropout: float = ...,
+    seed: int = ...,
     return_saved: Literal[True],
 ) -> tuple[np.ndarray, FeedForwardSaved]: ...
 def feedforward(
@@ -84,16 +89,18 @@ def feedforward(
     out: np.ndarray | None = None,
     saved: FeedForwardSaved | None = None,
     rounded: FeedForwardRounded | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
     return_saved: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, FeedForwardSaved]:
-    """out = act(x w_up + b_up) w_down + b_down + residual; with w_gate
-    out = (act(x w_gate + b_gate) * (x w_up + b_up)) w_down + b_down + residual.
+    """out = dropout(act(x w_up + b_up) w_down + b_down) + residual; with w_gate
+    out = dropout((act(x w_gate + b_gate) * (x w_up + b_up)) w_down + b_down) + residual.
 
     x, residual, out: float32 [..., dim]; w_up, w_gate: float32 [dim, hidden]; b_up, b_gate: float32 [hidden];
     w_down: float32 [hidden, dim]; b_down: float32 [dim]; activation: "none", "gelu" (exact), "gelu_tanh", "silu",
     "relu". With return_saved also gives what feedforward_backward wants (in `saved`, if that is passed). With rounded (of
-    the weights) products are in bfloat16, as linear's. Raises TypeError or ValueError. Sources: Vaswani et al. 2017
-    (arXiv 1706.03762); gated: Shazeer 2020 (arXiv 2002.05202).
+    the weights) products are in bfloat16, as linear's. dropout, seed: as linear's. Raises TypeError or ValueError.
+    Sources: Vaswani et al. 2017 (arXiv 1706.03762); gated: Shazeer 2020 (arXiv 2002.05202).
     """
     arrays = Arrays("feedforward")
     axes = leading_axes(x, "dim")
@@ -108,6 +115,8 @@ def feedforward(
     b_down = arrays.check_optional("b_down", b_down, "dim")
     residual = arrays.check_optional("residual", residual, axes)
     code = ACTIVATIONS[check_choice("feedforward", "activation", activation, ACTIVATIONS)]
+    check_number("feedforward", "dropout", dropout, at_least=0, below=1)
+    drawn = float(dropout), check_seed("feedforward", seed)
     out = arrays.output("out", out, axes)
     require_apart("feedforward", "out", out, x=x, residual=residual, w_up=w_up, w_gate=w_gate, w_down=w_down)
 
@@ -121,10 +130,10 @@ def feedforward(
         gate_pre = arrays.output("saved.gate_pre", gate_pre, "tokens hidden")
     operands = (as_rows(x), w_gate, b_gate, w_up, b_up, w_down, b_down, as_rows(residual), code, gate_pre, up, hidden)
     if rounded is None:
-        kernels("feedforward").feedforward_forward(*operands, as_rows(out))
+        kernels("feedforward").feedforward_forward(*operands, as_rows(out), *drawn)
     else:
         _check_rounded("feedforward", rounded, w_up, w_down, w_gate)
-        _forward_bfloat16(rounded, *operands, as_rows(out))
+        _forward_bfloat16(rounded, *operands, as_rows(out), *drawn)
     if not return_saved:
         return out
     assert up is not None
@@ -212,7 +221,7 @@ def _check_rounded(
 
 def _forward_bfloat16(
     rounded: FeedForwardRounded, x: Any, w_gate: Any, b_gate: Any, w_up: Any, b_up: Any, w_down: Any, b_down: Any,
-    residual: Any, code: int, gate_pre: Any, up: Any, hidden: Any, out: Any,
+    residual: Any, code: int, gate_pre: Any, up: Any, hidden: Any, out: Any, dropout: float, seed: int,
 ) -> None:  # fmt: skip
     forward = kernels("matmul").linear_forward_bfloat16
     # 1. up, and the bend
@@ -222,7 +231,7 @@ def _forward_bfloat16(
         forward(x, rounded.up.across, b_up, None, None, None, up, False, 0)
         forward(x, rounded.gate.across, b_gate, up, None, gate_pre, hidden, False, code)
     # 2. down
-    forward(hidden, rounded.down.across, b_down, None, residual, None, out, False, 0)
+    forward(hidden, rounded.down.across, b_down, None, residual, None, out, False, 0, dropout, seed)
 
 
 def _backward_bfloat16(

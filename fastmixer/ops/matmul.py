@@ -11,7 +11,8 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.checks import Arrays, check_choice, check_number
+from fastmixer.ops.dropout import check_seed
 
 
 def matmul(
@@ -51,15 +52,18 @@ def linear(
     pre_activation: np.ndarray | None = None,
     transpose_weight: bool = False,
     rounded: RoundedWeight | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """out = act(x W + bias) * multiplier + residual; what is None is left out.
+    """out = dropout(act(x W + bias) * multiplier) + residual; what is None is left out.
 
     x: float32 [..., in]; weight: float32 [in, out], [out, in] with transpose_weight; bias: float32 [out];
     multiplier, residual, out: float32 [..., out]; pre_activation: float32 [..., out], receives x W + bias;
     activation: "none", "gelu" (exact), "gelu_tanh", "silu", "relu". With rounded (of weight) x is rounded to bfloat16 too
-    and multiplied with that, added up in float32. out and pre_activation share no memory with the others. Raises
-    TypeError or ValueError.
+    and multiplied with that, added up in float32. dropout: the rate, in [0, 1); seed: int in [0, 2^64); what is dropped
+    is what fastmixer.ops.dropout drops of an array like out, so the gradient goes back through that. out and
+    pre_activation share no memory with the others. Raises TypeError or ValueError.
     """
     arrays = Arrays("linear", "matmul")
     x = arrays.check("x", x, leading_axes(x, "in"))
@@ -69,6 +73,8 @@ def linear(
     multiplier = arrays.check_optional("multiplier", multiplier, axes)
     residual = arrays.check_optional("residual", residual, axes)
     code = ACTIVATIONS[check_choice("linear", "activation", activation, ACTIVATIONS)]
+    check_number("linear", "dropout", dropout, at_least=0, below=1)
+    seed = check_seed("linear", seed)
     if pre_activation is not None:
         pre_activation = arrays.check_output("pre_activation", pre_activation, axes)
     out = arrays.output("out", out, axes)
@@ -81,7 +87,7 @@ def linear(
         kernel, factor = kernels("matmul").linear_forward_bfloat16, rounded.along if transpose_weight else rounded.across
     kernel(
         as_rows(x), factor, bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out),
-        bool(transpose_weight), code,
+        bool(transpose_weight), code, float(dropout), seed,
     )  # fmt: skip
     return out
 

@@ -12,11 +12,12 @@ from fastmixer.kernels.matmul.jit import (
 
 
 def feedforward_forward(
-    x, w_gate, b_gate, w_up, b_up, w_down, b_down, residual, activation, gate_pre, up, hidden, out
+    x, w_gate, b_gate, w_up, b_up, w_down, b_down, residual, activation, gate_pre, up, hidden, out, dropout=0.0,
+    seed=0,
 ):  # fmt: skip
     """plain (w_gate None): up = x w_up + b_up, hidden = act(up);
     gated: up = x w_up + b_up, gate_pre = x w_gate + b_gate, hidden = act(gate_pre) * up;
-    out = hidden w_down + b_down + residual.
+    out = dropout(hidden w_down + b_down) + residual.
 
     x, residual, out: float [tokens, dim]; w_gate, w_up: [dim, hidden]; b_gate, b_up: [hidden]; w_down: [hidden, dim];
     b_down: [dim]; gate_pre, up, hidden: [tokens, hidden]. Biases, residual, gate_pre and (plain) up may be None.
@@ -28,7 +29,7 @@ def feedforward_forward(
         linear_forward(x, w_up, b_up, None, None, None, up, False, 0)
         linear_forward(x, w_gate, b_gate, up, None, gate_pre, hidden, False, activation)
     # 2. down
-    linear_forward(hidden, w_down, b_down, None, residual, None, out, False, 0)
+    linear_forward(hidden, w_down, b_down, None, residual, None, out, False, 0, dropout, seed)
 
 
 def feedforward_backward(

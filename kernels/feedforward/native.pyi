@@ -14,6 +14,8 @@ def feedforward_forward(
     up: np.ndarray | None,
     hidden: np.ndarray,
     out: np.ndarray,
+    dropout: float = 0,
+    seed: int = 0,
 ) -> None: ...
 def feedforward_backward(
     d_out: np.ndarray,

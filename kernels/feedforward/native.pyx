@@ -32,8 +32,10 @@ def feedforward_forward(
     const float[:, ::1] x, const float[:, ::1] w_gate, const float[::1] b_gate, const float[:, ::1] w_up,
     const float[::1] b_up, const float[:, ::1] w_down, const float[::1] b_down, const float[:, ::1] residual,
     int activation, float[:, ::1] gate_pre, float[:, ::1] up, float[:, ::1] hidden, float[:, ::1] out,
+    double dropout=0, uint64_t seed=0,
 ):
-    """hidden = act(x w_up + b_up), or act(x w_gate + b_gate) * (x w_up + b_up); out = hidden w_down + b_down + residual."""
+    """hidden = act(x w_up + b_up), or act(x w_gate + b_gate) * (x w_up + b_up);
+    out = dropout(hidden w_down + b_down) + residual."""
     cdef Sizes s
     s.tokens, s.dim, s.hidden = x.shape[0], x.shape[1], w_up.shape[1]
     cdef bint gated = w_gate is not None
@@ -54,6 +56,7 @@ def feedforward_forward(
         matrix(hidden), matrix(w_down), False, vector(b_down), 0, target_matrix(out), s.tokens, s.hidden, s.dim,
     )
     down.residual = matrix(residual)
+    drop_out(&down, dropout, seed)
     with nogil:
         gemm(&first)
         if gated:

@@ -25,7 +25,7 @@ cdef void store_row(
 cdef void forward_epilogue(
     GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t column, ptrdiff_t columns
 ) noexcept nogil:
-    """sums = act(sums + bias) * multiplier + residual; pre_activation = sums + bias."""
+    """sums = dropout(act(sums + bias) * multiplier) + residual; pre_activation = sums + bias."""
     cdef ptrdiff_t i
     if g.bias != NULL:
         for i from 0 <= i < columns by VF_WIDTH:
@@ -37,9 +37,29 @@ cdef void forward_epilogue(
     if g.multiplier != NULL:
         for i from 0 <= i < columns by VF_WIDTH:
             vf_store(sums + i, vf_mul(vf_load(sums + i), load_part(g.multiplier + at + i, columns - i)))
+    if g.drops:
+        drop_row(g, sums, at, columns)
     if g.residual != NULL:
         for i from 0 <= i < columns by VF_WIDTH:
             vf_store(sums + i, vf_add(vf_load(sums + i), load_part(g.residual + at + i, columns - i)))
+
+
+cdef void drop_row(const GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t columns) noexcept nogil:
+    """sums = 0 or sums * keep, as the word of element at + i of out says."""
+    cdef uint32_t words[PHILOX_BATCH_WORDS]
+    cdef uint32_t threshold = g.threshold
+    cdef float keep = g.keep, value
+    cdef uint64_t block
+    cdef ptrdiff_t i = 0, j, skipped, stop
+    while i < columns:
+        # a batch does not carry into c1, so it is used up to where c0 wraps at most
+        block, skipped = <uint64_t>(at + i) // 4, (at + i) % 4
+        stop = min(columns, i + min(PHILOX_BATCH_WORDS, 4 * ((<ptrdiff_t>1 << 32) - <uint32_t>block)) - skipped)
+        philox_batch(g.seed, <uint32_t>block, <uint32_t>(block >> 32), 0, 0, words)
+        for j in range(stop - i):
+            value = sums[i + j] * keep
+            sums[i + j] = value if words[skipped + j] >= threshold else 0
+        i = stop
 
 
 cdef void backward_epilogue(GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t columns) noexcept nogil:

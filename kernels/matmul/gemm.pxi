@@ -25,6 +25,10 @@ cdef extern from "activations.h" nogil:
     vf vf_activate(vf x, int activation)
     vf vf_derivative(vf x, int activation)
 
+cdef extern from "philox.h" nogil:
+    enum: PHILOX_BATCH_WORDS
+    void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
+
 cdef extern from "matmul/tile.h" nogil:
     enum: TILE_ROWS
     enum: TILE_VECTORS
@@ -71,12 +75,16 @@ cdef struct GemmTask:
     ptrdiff_t m, n, k
     bint accumulate
     bint pairs  # A and B are pairs of bfloat16 (bfloat16.h), and k counts pairs
-    # epilogue, forward: out = act(sum + bias) * multiplier + residual; pre_activation = sum + bias
+    # epilogue, forward: out = dropout(act(sum + bias) * multiplier) + residual; pre_activation = sum + bias
     int activation
     const float *bias  # [n] or NULL
     const float *multiplier  # [m, n] or NULL
     const float *residual  # [m, n] or NULL
     float *pre_activation  # [m, n] or NULL
+    bint drops  # dropout of out [m, n], flat, as kernels/dropout has it; set by drop_out
+    uint64_t seed
+    uint32_t threshold
+    float keep
     # epilogue, backward: out = sum * multiplier * act'(input_pre), d_multiplier = sum * act(input_pre)
     const float *input_pre  # [m, n] or NULL
     float *d_multiplier  # [m, n] or NULL
@@ -121,7 +129,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.plain = (
         g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
-        and g.pre_activation == NULL and g.input_pre == NULL
+        and g.pre_activation == NULL and g.input_pre == NULL and not g.drops
     )
     g.tasks, g.threads = row_blocks * g.column_tasks, pool_threads()
     if g.k == 0:

@@ -11,6 +11,7 @@ from numba import carray
 
 from fastmixer.kernels.activations_jit import activate, derivative
 from fastmixer.kernels.bfloat16 import from_across, from_along, pairs_across, pairs_along, round_bfloat16
+from fastmixer.kernels.dropout.jit import dropout_forward
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.matmul.jit_tile import (
     TILE_COLUMNS,
@@ -261,13 +262,19 @@ def matmul(a, b, out, transpose_a, transpose_b, accumulate):
     _gemm(a, a_strides, b, b_strides, out, a.shape[0] if transpose_a else a.shape[1], accumulate)
 
 
-def linear_forward(x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation):
-    """out [tokens, out] = act(x W + bias) * multiplier + residual; pre_activation receives x W + bias."""
+def linear_forward(
+    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation, dropout=0.0, seed=0
+):  # fmt: skip
+    """out [tokens, out] = dropout(act(x W + bias) * multiplier) + residual; pre_activation receives x W + bias."""
     inputs, outputs = x.shape[1], out.shape[1]
     _gemm(
         x, (inputs, 1), weight, (1, inputs) if transpose_weight else (outputs, 1), out, inputs, False,
-        activation=activation, bias=bias, multiplier=multiplier, residual=residual, pre_activation=pre_activation,
+        activation=activation, bias=bias, multiplier=multiplier, residual=residual if dropout == 0 else None,
+        pre_activation=pre_activation,
     )  # fmt: skip
+    if dropout > 0:  # a pass of its own here, with the same words
+        flat_residual = None if residual is None else residual.reshape(-1)
+        dropout_forward(out.reshape(-1), dropout, seed, flat_residual, out.reshape(-1))
 
 
 def linear_backward_input(
@@ -368,14 +375,14 @@ def to_pairs(x, along, across):
 
 
 def linear_forward_bfloat16(
-    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation
+    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation, dropout=0.0, seed=0
 ):  # fmt: skip
     """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
     inputs = x.shape[1]
     weight = from_along(weight, inputs) if transpose_weight else from_across(weight, inputs)
     linear_forward(
         round_bfloat16(x), np.ascontiguousarray(weight), bias, multiplier, residual, pre_activation, out, transpose_weight,
-        activation,
+        activation, dropout, seed,
     )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 # The linear layer for native modules, over the GEMM: include "vec.pxi", "matmul/gemm.pxi", then "matmul/linear.pxi".
 # Weights are [in, out], or [out, in] where transpose_weight is said. Shapes and meaning: matmul/reference.py.
 
+from fastmixer.kernels.philox import keep_scale, keep_threshold
+
 
 cdef inline GemmTask linear_task(
     const float *x, const float *weight, bint transpose_weight, const float *bias, int activation, float *out,
     ptrdiff_t tokens, ptrdiff_t inputs, ptrdiff_t outputs,
 ) noexcept nogil:
-    """out = act(x W + bias); multiplier, residual and pre_activation are set in the task that is returned."""
+    """out = act(x W + bias); multiplier, residual, pre_activation and dropout are set in the task that is returned."""
     cdef GemmTask g = gemm_task(
         x, inputs, 1, weight, 1 if transpose_weight else outputs, inputs if transpose_weight else 1,
         out, tokens, outputs, inputs, False,
@@ -14,6 +16,13 @@ cdef inline GemmTask linear_task(
     g.bias = bias
     g.activation = activation
     return g
+
+
+cdef inline int drop_out(GemmTask *g, double rate, uint64_t seed) except -1:
+    """Have the task zero elements of out with this probability before the residual is added; rate 0: none."""
+    if rate > 0:
+        g.drops, g.seed, g.threshold, g.keep = True, seed, keep_threshold(rate), keep_scale(rate)
+    return 0
 
 
 cdef inline GemmTask input_gradient_task(

@@ -13,6 +13,8 @@ def linear_forward(
     out: np.ndarray,
     transpose_weight: bool,
     activation: int,
+    dropout: float = 0,
+    seed: int = 0,
 ) -> None: ...
 def linear_backward_input(
     d_out: np.ndarray,
@@ -49,6 +51,8 @@ def linear_forward_bfloat16(
     out: np.ndarray,
     transpose_weight: bool,
     activation: int,
+    dropout: float = 0,
+    seed: int = 0,
 ) -> None: ...
 def linear_backward_bfloat16(
     d_out: np.ndarray,

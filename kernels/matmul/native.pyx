@@ -25,8 +25,8 @@ def matmul(const float[:, ::1] a, const float[:, ::1] b, float[:, ::1] out, bint
 
 def linear_forward(const float[:, ::1] x, const float[:, ::1] weight, const float[::1] bias,
                    const float[:, ::1] multiplier, const float[:, ::1] residual, float[:, ::1] pre_activation,
-                   float[:, ::1] out, bint transpose_weight, int activation):
-    """out [tokens, out] = act(x W + bias) * multiplier + residual; pre_activation receives x W + bias."""
+                   float[:, ::1] out, bint transpose_weight, int activation, double dropout=0, uint64_t seed=0):
+    """out [tokens, out] = dropout(act(x W + bias) * multiplier) + residual; pre_activation receives x W + bias."""
     cdef GemmTask g = linear_task(
         &x[0, 0], &weight[0, 0], transpose_weight, &bias[0] if bias is not None else NULL, activation, &out[0, 0],
         x.shape[0], x.shape[1], out.shape[1],
@@ -34,6 +34,7 @@ def linear_forward(const float[:, ::1] x, const float[:, ::1] weight, const floa
     g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
     g.residual = &residual[0, 0] if residual is not None else NULL
     g.pre_activation = &pre_activation[0, 0] if pre_activation is not None else NULL
+    drop_out(&g, dropout, seed)
     with nogil:
         gemm(&g)
 
@@ -121,7 +122,8 @@ def to_pairs(const float[:, ::1] x, uint32_t[:, ::1] along, uint32_t[:, ::1] acr
 
 def linear_forward_bfloat16(const float[:, ::1] x, const uint32_t[:, ::1] weight, const float[::1] bias,
                             const float[:, ::1] multiplier, const float[:, ::1] residual, float[:, ::1] pre_activation,
-                            float[:, ::1] out, bint transpose_weight, int activation):
+                            float[:, ::1] out, bint transpose_weight, int activation, double dropout=0,
+                            uint64_t seed=0):
     """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
     cdef ptrdiff_t tokens = x.shape[0], inputs = x.shape[1], outputs = out.shape[1], half = halved(x.shape[1])
     cdef const float *x_data = &x[0, 0]
@@ -134,6 +136,7 @@ def linear_forward_bfloat16(const float[:, ::1] x, const uint32_t[:, ::1] weight
     g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
     g.residual = &residual[0, 0] if residual is not None else NULL
     g.pre_activation = &pre_activation[0, 0] if pre_activation is not None else NULL
+    drop_out(&g, dropout, seed)
     with nogil:
         x_pairs = <float *>pool_shared(sizeof(float) * tokens * half)
         make_pairs(x_data, inputs, tokens, inputs, x_pairs, NULL)

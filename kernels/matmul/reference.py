@@ -7,6 +7,7 @@ import numpy as np
 
 from fastmixer.kernels.activations_reference import activate, derivative
 from fastmixer.kernels.bfloat16 import from_across, from_along, pairs_across, pairs_along, round_bfloat16
+from fastmixer.kernels.dropout.reference import dropout_forward
 
 
 def matmul(a, b, out, transpose_a, transpose_b, accumulate):
@@ -19,9 +20,12 @@ def matmul(a, b, out, transpose_a, transpose_b, accumulate):
         np.matmul(a, b, out=out)
 
 
-def linear_forward(x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation):
-    """out [tokens, out] = act(x W + bias) * multiplier + residual, with x: [tokens, in], weight: [in, out] ([out, in]
-    if transpose_weight), bias: [out]; pre_activation [tokens, out] receives x W + bias. None leaves a part out."""
+def linear_forward(
+    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation, dropout=0.0, seed=0
+):  # fmt: skip
+    """out [tokens, out] = dropout(act(x W + bias) * multiplier) + residual, with x: [tokens, in], weight: [in, out]
+    ([out, in] if transpose_weight), bias: [out]; pre_activation [tokens, out] receives x W + bias. None leaves a part
+    out. dropout: the rate, drawn by seed as kernels/dropout does."""
     matmul(x, weight, out, False, transpose_weight, False)
     if bias is not None:
         out += bias
@@ -31,6 +35,8 @@ def linear_forward(x, weight, bias, multiplier, residual, pre_activation, out, t
         out[...] = activate(out, activation)
     if multiplier is not None:
         out *= multiplier
+    if dropout > 0:
+        dropout_forward(out.reshape(-1), dropout, seed, None, out.reshape(-1))
     if residual is not None:
         out += residual
 
@@ -88,14 +94,15 @@ def to_pairs(x, along, across):
 
 
 def linear_forward_bfloat16(
-    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation
+    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation, dropout=0.0, seed=0
 ):  # fmt: skip
     """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
     inputs = x.shape[1]
     weight = from_along(weight, inputs) if transpose_weight else from_across(weight, inputs)
     linear_forward(
-        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, transpose_weight, activation
-    )
+        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, transpose_weight, activation,
+        dropout, seed,
+    )  # fmt: skip
 
 
 def linear_backward_bfloat16(

@@ -112,6 +112,21 @@ def test_up_and_gate_pre_may_be_left_out(kernel, gated):
 
 
 @pytest.mark.parametrize("gated", [False, True])
+def test_dropout_has_the_bits_of_dropout_after_it(kernel, gated):
+    arrays, _ = inputs(29, 52, 70, gated, True, True)
+    residual, results = arrays.pop("residual"), []
+    for added, drawn in ((residual, (0.4, 2**63 + 5)), (None, ())):
+        gate_pre, up, hidden, out = (np.full((29, n), np.nan, np.float32) for n in (70, 70, 70, 52))
+        gate_pre = gate_pre if gated else None
+        kernel.feedforward_forward(*arrays.values(), added, ACTIVATIONS["silu"], gate_pre, up, hidden, out, *drawn)
+        results.append(out)
+    found, expected = results
+    flat = expected.reshape(-1)
+    kernel_module("dropout", "reference").dropout_forward(flat, 0.4, 2**63 + 5, residual.reshape(-1), flat)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("gated", [False, True])
 def test_unwanted_gradients_may_be_left_out(kernel, gated):
     arrays, d_out = inputs(9, 20, 50, gated, True, False)
     expected = run(kernel, arrays, d_out, ACTIVATIONS["gelu"])

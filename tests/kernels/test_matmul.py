@@ -127,6 +127,23 @@ def test_linear_forward(implementation, tokens, inputs, outputs, activation, par
 
 
 @few
+@given(tokens=size, inputs=depth, outputs=size, parts=st.tuples(flag, flag, flag), seed=st.integers(0, 2**64 - 1))
+def test_dropout_in_the_epilogue_has_the_bits_of_dropout_after_it(implementation, tokens, inputs, outputs, parts, seed):
+    kernel, dropout = kernel_module("matmul", implementation), kernel_module("dropout", "reference")
+    x, weight, *optional = linear_inputs(tokens, inputs, outputs, False)
+    bias, multiplier, residual = [array if wanted else None for array, wanted in zip(optional, parts, strict=True)]
+    found, pre_activation = poisoned(tokens, outputs), poisoned(tokens, outputs)
+    silu = ACTIVATIONS["silu"]
+    kernel.linear_forward(x, weight, bias, multiplier, residual, pre_activation, found, False, silu, 0.3, seed)
+    expected, undropped = poisoned(tokens, outputs), poisoned(tokens, outputs)
+    kernel.linear_forward(x, weight, bias, multiplier, None, undropped, expected, False, silu)
+    flat_residual = None if residual is None else residual.reshape(-1)
+    dropout.dropout_forward(expected.reshape(-1), 0.3, seed, flat_residual, expected.reshape(-1))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pre_activation, undropped)
+
+
+@few
 @given(
     tokens=size, inputs=depth, outputs=size, activation=st.sampled_from(list(ACTIVATIONS.values())),
     parts=st.tuples(flag, flag, flag), transpose_weight=flag,

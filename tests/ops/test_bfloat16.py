@@ -8,6 +8,7 @@ import pytest
 from fastmixer.kernels.bfloat16 import from_across, from_along, round_bfloat16
 from fastmixer.ops.bfloat16 import RoundedWeight, round_weight
 from fastmixer.ops.cross_entropy import head_loss
+from fastmixer.ops.dropout import dropout
 from fastmixer.ops.feedforward import FeedForwardRounded, feedforward, feedforward_backward
 from fastmixer.ops.matmul import linear, linear_backward
 from fastmixer.ops.optimizer import adamw_step
@@ -44,6 +45,8 @@ def test_linear_and_its_gradients(rng, transpose):
     rounded = round_weight(weight)
     options = {"activation": "silu", "transpose_weight": transpose}
     assert_near(linear(x, weight, bias, rounded=rounded, **options), linear(x, weight, bias, **options))
+    dropped = linear(x, weight, bias, rounded=rounded, dropout=0.5, seed=9, **options)
+    np.testing.assert_array_equal(dropped, dropout(linear(x, weight, bias, rounded=rounded, **options), 0.5, 9))
     results = []
     for how in (rounded, None):
         d_weight, d_bias = np.ones_like(weight), np.ones_like(bias)

@@ -5,6 +5,7 @@ import pytest
 
 import fastmixer as fm
 from fastmixer.kernels.select import use_kernels
+from fastmixer.ops.dropout import dropout
 from fastmixer.ops.feedforward import FeedForwardSaved, feedforward, feedforward_backward
 
 DIM, HIDDEN = 6, 10
@@ -33,6 +34,11 @@ def test_gated_by_its_formula(layer):
     assert np.allclose(out, hidden @ w_down + b_down, atol=1e-5)
     assert np.allclose(saved.hidden, hidden.reshape(6, HIDDEN), atol=1e-5)
     assert np.allclose(saved.gate_pre, gate.reshape(6, HIDDEN), atol=1e-5)
+    weights = {"w_gate": w_gate, "b_gate": b_gate}
+    dropped = feedforward(x, w_up, b_up, w_down, b_down, "silu", **weights, residual=x, dropout=0.5, seed=9)
+    assert np.array_equal(dropped, dropout(out, 0.5, 9, residual=x))
+    with pytest.raises(ValueError, match="feedforward: dropout must be"):
+        feedforward(x, w_up, b_up, w_down, b_down, dropout=-0.1)
 
 
 def test_the_default_activation_is_the_exact_gelu(layer):

@@ -7,6 +7,7 @@ import pytest
 
 import fastmixer as fm
 from fastmixer.kernels.select import use_kernels
+from fastmixer.ops.dropout import dropout
 from fastmixer.ops.matmul import linear, linear_backward, matmul
 
 
@@ -38,6 +39,8 @@ def test_linear_by_its_formula(rng):
     transposed = linear(x, weight.T.copy(), bias, transpose_weight=True)
     assert np.allclose(transposed, pre, atol=1e-5)
     assert linear(x[0, 0], weight).shape == (4,)
+    dropped = linear(x, weight, bias, residual=residual, dropout=0.5, seed=9)
+    np.testing.assert_array_equal(dropped, dropout(linear(x, weight, bias), 0.5, 9, residual=residual))
 
 
 def test_linear_backward_by_its_formula(rng):
@@ -125,6 +128,8 @@ def test_float64_on_the_reference(rng):
             lambda a, b: linear(a, b, activation="swish"), ValueError,
             "linear: activation must be one of 'none', 'gelu', 'gelu_tanh', 'silu', 'relu'; got 'swish'",
         ),
+        (lambda a, b: linear(a, b, dropout=1), ValueError, "linear: dropout must be >= 0 and < 1; got 1"),
+        (lambda a, b: linear(a, b, seed=-1), ValueError, "linear: seed must be in [0, 2^64); got -1"),
         (
             lambda a, b: linear(a, b, transpose_weight=True), ValueError,
             "linear: weight must be float32 [out, in=7]; got float32 (7, 3)",
