@@ -115,8 +115,8 @@ cdef void plan_attention(const Model *m, const int64_t *starts, const int64_t *f
 # ---- keys and values go into their pages ----
 
 cdef inline ptrdiff_t place_in_pages(const Step *s, const Layer *layer, ptrdiff_t page, ptrdiff_t kv_head) noexcept nogil:
-    """Which [layer, page, kv_head] this is."""
-    return (layer.index * s.pages[layer.group].pages + page) * s.model.kv_heads + kv_head
+    """Which [page, layer, kv_head] this is."""
+    return (page * s.pages[layer.group].layers + layer.index) * s.model.kv_heads + kv_head
 
 
 cdef inline ptrdiff_t place_of(const Step *s, const Layer *layer, const AttendTask *task, ptrdiff_t page) noexcept nogil:

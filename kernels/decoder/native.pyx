@@ -86,7 +86,7 @@ cdef class Decoder:
 cdef int set_pages(Step *s, ptrdiff_t group, pages) except -1:
     cdef size_t keys = pages.keys[group].ctypes.data, values = pages.values[group].ctypes.data
     s.pages[group].keys, s.pages[group].values = <char *>keys, <char *>values
-    s.pages[group].pages = pages.keys[group].shape[1]
+    s.pages[group].layers = pages.keys[group].shape[1]
     s.page_bytes = pages.keys[group].itemsize * PAGE_KEYS * s.model.head_dim
     if s.page_type == PAGES_INT8:
         keys, values = pages.key_scales[group].ctypes.data, pages.value_scales[group].ctypes.data

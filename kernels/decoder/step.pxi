@@ -8,11 +8,11 @@ cdef enum:
 
 
 cdef struct Pages:
-    char *keys  # [layers, pages, kv_heads, head_dim, PAGE_KEYS]: transposed within a page
-    char *values  # [layers, pages, kv_heads, PAGE_KEYS, head_dim]
-    float *key_scales  # [layers, pages, kv_heads, PAGE_KEYS] or NULL
+    char *keys  # [pages, layers, kv_heads, head_dim, PAGE_KEYS]: transposed within a page
+    char *values  # [pages, layers, kv_heads, PAGE_KEYS, head_dim]
+    float *key_scales  # [pages, layers, kv_heads, PAGE_KEYS] or NULL
     float *value_scales
-    ptrdiff_t pages
+    ptrdiff_t layers
     const int32_t *tables  # [sequences, table_pages]
     ptrdiff_t table_pages
 

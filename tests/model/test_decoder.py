@@ -173,7 +173,7 @@ def test_groups_follow_windows():
     assert gemma.windows == (0, 5)
     assert [(layer.group, layer.index) for layer in gemma.spec.layers] == [(1, 0), (0, 0), (1, 1)]
     pages = gemma.new_pages((3, 2), "int8")
-    assert [keys.shape for keys in pages.keys] == [(1, 3, 2, 32, PAGE), (2, 2, 2, 32, PAGE)]
+    assert [keys.shape for keys in pages.keys] == [(3, 1, 2, 32, PAGE), (2, 2, 2, 32, PAGE)]
     assert pages.nbytes == 3 * gemma.page_bytes(0, "int8") + 2 * gemma.page_bytes(1, "int8")
 
 
