@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmixer.kernels.select import kernel_module, kernels
 from fastmixer.ops.checks import Arrays, check_choice, check_integer, check_number
-from fastmixer.ops.dropout import check_seed
+from fastmixer.ops.dropout import check_dropout
 
 MAX_HEAD_DIM = 256
 PRECISIONS = ("float32", "bfloat16")
@@ -200,13 +200,12 @@ def _check(
     if scale is None:
         scale = head_dim**-0.5
     check_number(op, "scale", scale)
-    check_number(op, "dropout", dropout, at_least=0, below=1)
-    seed = check_seed(op, seed)
+    dropout, seed = check_dropout(op, dropout, seed)
     if window is not None:
         # one as wide as the keys hides no more than a wider one, and fits the kernels' integers
         window = min(check_integer(op, "window", window, at_least=1), max(k.shape[2], 1))
     spans = _spans(op, q.shape, k.shape, query_starts, key_starts)
-    return _Checked(q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, float(dropout), seed)
+    return _Checked(q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, dropout, seed)
 
 
 def _spans(op: str, q_shape: tuple, k_shape: tuple, query_starts: Any, key_starts: Any) -> np.ndarray:

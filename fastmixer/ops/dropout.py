@@ -9,7 +9,7 @@ from fastmixer.kernels.philox import fold_seed
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.checks import Arrays, check_integer, check_number
 
-__all__ = ["check_seed", "dropout", "fold_seed"]
+__all__ = ["check_dropout", "check_seed", "dropout", "fold_seed"]
 
 
 def dropout(
@@ -31,6 +31,12 @@ def dropout(
     flat_residual = None if residual is None else residual.reshape(-1)
     kernels("dropout").dropout_forward(x.reshape(-1), float(rate), seed, flat_residual, out.reshape(-1))
     return out
+
+
+def check_dropout(op: str, dropout: float, seed: int) -> tuple[float, int]:
+    """(dropout, seed) of an op that drops on its way: a rate in [0, 1), an integer in [0, 2^64); TypeError or ValueError
+    otherwise."""
+    return float(check_number(op, "dropout", dropout, at_least=0, below=1)), check_seed(op, seed)
 
 
 def check_seed(op: str, seed: int, name: str = "seed") -> int:

@@ -11,8 +11,8 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_choice, check_number
-from fastmixer.ops.dropout import check_seed
+from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.dropout import check_dropout
 from fastmixer.ops.matmul import as_rows, leading_axes, require_apart
 
 
@@ -115,8 +115,7 @@ def feedforward(
     b_down = arrays.check_optional("b_down", b_down, "dim")
     residual = arrays.check_optional("residual", residual, axes)
     code = ACTIVATIONS[check_choice("feedforward", "activation", activation, ACTIVATIONS)]
-    check_number("feedforward", "dropout", dropout, at_least=0, below=1)
-    drawn = float(dropout), check_seed("feedforward", seed)
+    drawn = check_dropout("feedforward", dropout, seed)
     out = arrays.output("out", out, axes)
     require_apart("feedforward", "out", out, x=x, residual=residual, w_up=w_up, w_gate=w_gate, w_down=w_down)
 

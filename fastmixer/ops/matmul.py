@@ -11,8 +11,8 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_choice, check_number
-from fastmixer.ops.dropout import check_seed
+from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.dropout import check_dropout
 
 
 def matmul(
@@ -73,8 +73,7 @@ def linear(
     multiplier = arrays.check_optional("multiplier", multiplier, axes)
     residual = arrays.check_optional("residual", residual, axes)
     code = ACTIVATIONS[check_choice("linear", "activation", activation, ACTIVATIONS)]
-    check_number("linear", "dropout", dropout, at_least=0, below=1)
-    seed = check_seed("linear", seed)
+    dropout, seed = check_dropout("linear", dropout, seed)
     if pre_activation is not None:
         pre_activation = arrays.check_output("pre_activation", pre_activation, axes)
     out = arrays.output("out", out, axes)
@@ -87,7 +86,7 @@ def linear(
         kernel, factor = kernels("matmul").linear_forward_bfloat16, rounded.along if transpose_weight else rounded.across
     kernel(
         as_rows(x), factor, bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out),
-        bool(transpose_weight), code, float(dropout), seed,
+        bool(transpose_weight), code, dropout, seed,
     )  # fmt: skip
     return out
 
