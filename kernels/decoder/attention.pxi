@@ -18,7 +18,7 @@ cdef extern from "decoder/attend.h" nogil:
         const char *values
         const float *key_scales
         const float *value_scales
-        ptrdiff_t value_row, ahead
+        ptrdiff_t value_row, ahead, scales_ahead
         int type
     bint is_paired(int type, ptrdiff_t head_dim)
     float paired_words(const float *x, ptrdiff_t count, int type, int32_t *words)
@@ -228,7 +228,7 @@ cdef inline Page look_at(const Step *s, const AttendTask *task, ptrdiff_t page) 
     look.keys, look.values = pages.keys + place * s.page_bytes, pages.values + place * s.page_bytes
     look.key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
     look.value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
-    look.type, look.value_row, look.ahead = s.page_type, s.model.head_dim, 0
+    look.type, look.value_row, look.ahead, look.scales_ahead = s.page_type, s.model.head_dim, 0, 0
     return look
 
 
@@ -244,7 +244,7 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     cdef const AttendTask *task = &s.attend[s.layer.group][index]
     cdef const AttendTask *next_task
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = m.head_dim, rows = task.count * heads
-    cdef ptrdiff_t row, page, position, token = s.starts[task.sequence] + task.first
+    cdef ptrdiff_t row, page, position, ahead, token = s.starts[task.sequence] + task.first
     cdef float *queries = <float *>pool_scratch(sizeof(float) * rows * (2 * dim + 2))
     cdef Gathered g
     cdef Page look
@@ -270,12 +270,13 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     for page in range(task.first_page, task.end_page):
         if not is_kept(s, task, page):
             continue
-        look = look_at(s, task, page)
+        look, ahead = look_at(s, task, page), 0
         if page + 1 < task.end_page:
-            look.ahead = s.page_bytes * (place_of(s, s.layer, task, page + 1) - place_of(s, s.layer, task, page))
+            ahead = place_of(s, s.layer, task, page + 1) - place_of(s, s.layer, task, page)
         elif index + pool_threads() < s.attend_tasks[s.layer.group]:
             next_task = task + pool_threads()
-            look.ahead = s.page_bytes * (place_of(s, s.layer, next_task, next_task.first_page) - place_of(s, s.layer, task, page))
+            ahead = place_of(s, s.layer, next_task, next_task.first_page) - place_of(s, s.layer, task, page)
+        look.ahead, look.scales_ahead = s.page_bytes * ahead, PAGE_KEYS * ahead
         for row in range(rows):
             position = s.position_of[token + row // heads] - page * PAGE_KEYS
             first[row] = max(0, position - s.layer.window + 1) if s.layer.window else 0
