@@ -1,8 +1,8 @@
-/* A few rows of queries against one page of keys and values: scores, online softmax, blend.
+/* A few rows of queries against a run of pages of keys and values: scores, softmax, blend.
  *
  * Keys lie transposed [head_dim][PAGE_KEYS], so that scores of neighbouring keys are neighbours in a vector; values lie
  * [PAGE_KEYS][head_dim]. Pages hold float32, bfloat16 or int8 with a scale a key. More rows: attend_tile.h.
- * Source of the online softmax: Milakov and Gimelshein 2018 (arXiv 1805.02867). Knows nothing of page tables or threads.
+ * Source of the softmax in parts: Milakov and Gimelshein 2018 (arXiv 1805.02867). Knows nothing of page tables or threads.
  */
 #ifndef FASTMIXER_DECODER_ATTEND_H
 #define FASTMIXER_DECODER_ATTEND_H
@@ -118,26 +118,17 @@ static __attribute__((noinline)) void attend_product(const float *a, ptrdiff_t a
         attend_columns(a, a_row, rows, b, b_row, c, c_row, columns, depth, ahead, PAGES_FLOAT32, add);
 }
 
-/* One page of one kv head: keys [head_dim][PAGE_KEYS]; values [PAGE_KEYS][value_row]; scales of each key or NULL; how many
- * bytes on the page that comes next lies, and how many floats on its scales (0: none). */
+/* One page of one kv head: keys [head_dim][PAGE_KEYS]; values [PAGE_KEYS][value_row]; scales of each key or NULL; the place of its
+ * first key in the run that it is part of. */
 typedef struct {
     const char *keys;
     const char *values;
     const float *key_scales;
     const float *value_scales;
     ptrdiff_t value_row;
-    ptrdiff_t ahead, scales_ahead;
+    ptrdiff_t place;
     int type;
 } Page;
-
-/* Without it half of the time between the two products went by waiting for scales (int8 at 4,096 tokens of context). */
-VEC_INLINE void ask_for_next_scales(const Page *page) {
-    if (page->key_scales == NULL || page->scales_ahead == 0) return;
-    for (ptrdiff_t key = page->scales_ahead; key < page->scales_ahead + PAGE_KEYS; key += 64 / (ptrdiff_t)sizeof(float)) {
-        __builtin_prefetch(page->key_scales + key, 0, 2);
-        __builtin_prefetch(page->value_scales + key, 0, 2);
-    }
-}
 
 /* What a row of queries has gathered so far. */
 typedef struct {
@@ -248,12 +239,8 @@ static void paired_product(int type, const int32_t *a, ptrdiff_t a_row, const ch
 #endif
 }
 
-/* words [(count + 1) / 2, padded to VF_WIDTH] of x [count], zeros behind it up to a multiple of 2 VF_WIDTH; what the numbers are
- * to be multiplied by. */
-static float paired_words(const float *x, ptrdiff_t count, int type, int32_t *words) {
-#if defined(__AVX512VNNI__)
-    float most = 0;
-    vf largest = vf_zero();
+/* Words of x [count], a multiple of 2 VF_WIDTH, none larger than most; returns what they are to be multiplied by. */
+static float paired_words(const float *x, ptrdiff_t count, float most, int type, int32_t *words) {
 #if defined(__AVX512BF16__)
     if (type == PAGES_BFLOAT16) {
         for (ptrdiff_t at = 0; at < count; at += 2 * VF_WIDTH)
@@ -261,8 +248,7 @@ static float paired_words(const float *x, ptrdiff_t count, int type, int32_t *wo
         return 1;
     }
 #endif
-    for (ptrdiff_t at = 0; at < count; at += VF_WIDTH) largest = vf_max(largest, vf_abs(vf_load(x + at)));
-    most = vf_largest(largest);
+#if defined(__AVX512VNNI__)
     const float inverse = most > 0 ? PAIR_MOST / most : 0;
     for (ptrdiff_t at = 0; at < count; at += VF_WIDTH)
         _mm256_storeu_si256((__m256i *)((int16_t *)words + at),
@@ -272,100 +258,148 @@ static float paired_words(const float *x, ptrdiff_t count, int type, int32_t *wo
     return 0;
 }
 
-/* ---- a page ---- */
-
 /* Whether a page of so many numbers a head is multiplied in pairs. */
 VEC_INLINE int is_paired(int type, ptrdiff_t head_dim) { return PAIRED(type) && head_dim % 32 == 0; }
 
-/* At most ATTEND_ROWS rows meet a page. queries [rows][head_dim], times scale, or if is_paired their words [rows][head_dim / 2], to
- * be multiplied by query_scales [rows]; row i sees keys first[i]..end[i]-1 of the page. head_dim is a multiple of VF_WIDTH. */
-static void attend_page(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *page,
-                        ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
-    const float *key_scales = page->key_scales, *value_scales = page->value_scales;
-    float weights[ATTEND_ROWS * PAGE_KEYS];
-    ptrdiff_t lowest = first[0], highest = end[0];
-    for (ptrdiff_t i = 1; i < rows; i++) {
-        lowest = first[i] < lowest ? first[i] : lowest;
-        highest = end[i] > highest ? end[i] : highest;
-    }
-    if (lowest >= highest) return;
-    /* whole vectors of keys, as far as some row sees */
-    const ptrdiff_t begin = lowest / VF_WIDTH * VF_WIDTH, stop = (highest + VF_WIDTH - 1) / VF_WIDTH * VF_WIDTH;
-    const int paired = is_paired(page->type, head_dim);
-    int32_t words[ATTEND_ROWS * PAGE_KEYS / 2];
-    float scales[ATTEND_ROWS];
-    ask_for_next_scales(page);
-    if (paired)
-        paired_product(page->type, (const int32_t *)queries, head_dim / 2, page->keys, PAGE_KEYS, PAGE_KEYS, head_dim, page->ahead,
-                       weights, PAGE_KEYS, rows);
+/* A query [head_dim] of such pages, as words [head_dim / 2]. */
+static float query_pairs(const float *query, ptrdiff_t head_dim, int type, int32_t *words) {
+    vf largest = vf_zero();
+    for (ptrdiff_t at = 0; at < head_dim; at += VF_WIDTH) largest = vf_max(largest, vf_abs(vf_load(query + at)));
+    return paired_words(query, head_dim, vf_largest(largest), type, words);
+}
+
+/* ---- a run of pages ---- */
+
+enum { RUN_PAGES = 4, RUN_KEYS = RUN_PAGES * PAGE_KEYS };
+
+/* What will be read next, and is asked for on the way: a page's keys or its values, with their scales; or NULL. */
+typedef struct {
+    const char *numbers;
+    const float *scales;
+} Next;
+
+VEC_INLINE Next keys_of(const Page *page) { return (Next){page->keys, page->key_scales}; }
+
+VEC_INLINE Next values_of(const Page *page) { return (Next){page->values, page->value_scales}; }
+
+/* Scales too: without it half of the time between the two products went by waiting for them. Returns how many bytes after
+ * `numbers` the next ones lie. */
+VEC_INLINE ptrdiff_t ask_for(Next next, const char *numbers) {
+    if (next.numbers == NULL) return 0;
+    if (next.scales != NULL)
+        for (ptrdiff_t key = 0; key < PAGE_KEYS; key += 64 / (ptrdiff_t)sizeof(float)) __builtin_prefetch(next.scales + key, 0, 2);
+    return next.numbers - numbers;
+}
+
+/* scores [rows][RUN_KEYS] of one page, at least those of the run's keys begin..stop-1; not scaled. */
+static void score_page(ptrdiff_t rows, const float *queries, const Page *page, Next next, ptrdiff_t head_dim, ptrdiff_t begin,
+                       ptrdiff_t stop, float *scores) {
+    const ptrdiff_t ahead = ask_for(next, page->keys);
+    const ptrdiff_t from = begin > page->place ? begin - page->place : 0;
+    const ptrdiff_t to = stop - page->place < PAGE_KEYS ? stop - page->place : PAGE_KEYS;
+    if (is_paired(page->type, head_dim))
+        paired_product(page->type, (const int32_t *)queries, head_dim / 2, page->keys, PAGE_KEYS, PAGE_KEYS, head_dim, ahead,
+                       scores + page->place, RUN_KEYS, rows);
     else
-        attend_product(queries, head_dim, rows, page->keys + begin * number_bytes(page->type), PAGE_KEYS, weights + begin,
-                       PAGE_KEYS, stop - begin, head_dim, page->ahead, page->type, 0);
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        float *w = weights + i * PAGE_KEYS;
-        vf most = vf_set(-INFINITY);
-        vi lanes = vi_lanes();
-        for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
-            vf score = vf_load(w + j);
-            if (paired) score = score * query_scales[i];
-            if (key_scales != NULL) score = score * vf_load(key_scales + j);
+        attend_product(queries, head_dim, rows, page->keys + from * number_bytes(page->type), PAGE_KEYS,
+                       scores + page->place + from, RUN_KEYS, to - from, head_dim, ahead, page->type, 0);
+}
+
+/* A row's scores w [RUN_KEYS], of which keys first..end-1 are seen, become the weights of pages' values: e^(score - largest), times
+ * values' scales. Keys begin..stop-1 hold them all. Returns the largest weight. */
+VEC_INLINE float soften(float *w, float query_scale, const Page *pages, ptrdiff_t count, ptrdiff_t begin, ptrdiff_t stop,
+                        ptrdiff_t first, ptrdiff_t end, float softcap, float *total, float *largest) {
+    const int scaled = pages->key_scales != NULL;
+    vf most = vf_set(-INFINITY), sum = vf_zero(), heaviest = vf_zero();
+    for (const Page *page = pages; page < pages + count; page++)
+        for (ptrdiff_t key = 0, j = page->place; key < PAGE_KEYS; key += VF_WIDTH, j += VF_WIDTH) {
+            if (j < begin || j >= stop) continue;
+            vf score = vf_load(w + j) * query_scale;
+            if (scaled) score = score * vf_load(page->key_scales + key);
             if (softcap > 0) /* c tanh(s / c) */
                 score = softcap * (1.0f - 2.0f / (1.0f + vf_exp(score * (2.0f / softcap))));
-            if (j < first[i] || j + VF_WIDTH > end[i]) {
-                vi seen = (lanes >= (int32_t)(first[i] - j)) & (lanes < (int32_t)(end[i] - j));
+            if (j < first || j + VF_WIDTH > end) {
+                vi lanes = vi_lanes(), seen = (lanes >= (int32_t)(first - j)) & (lanes < (int32_t)(end - j));
                 score = vf_select(seen, score, vf_set(-INFINITY));
             }
             vf_store(w + j, score);
             most = vf_max(most, score);
         }
-        float largest = vf_largest(most), before = g->largest[i];
-        if (largest > before) {
-            if (before != -INFINITY) {
-                float correction = expf(before - largest);
-                g->totals[i] *= correction;
-                for (ptrdiff_t d = 0; d < g->dim; d += VF_WIDTH) {
-                    float *place = g->blend + i * g->dim + d;
-                    vf_store(place, vf_load(place) * correction);
-                }
-            }
-            g->largest[i] = largest;
-        } else
-            largest = before;
-        if (largest == -INFINITY) largest = 0; /* no key is seen yet: every weight becomes 0 */
-        vf total = vf_zero();
-        for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
-            vf weight = vf_exp_negative(vf_load(w + j) - largest);
-            total += weight;
-            if (value_scales != NULL) /* those of keys that nobody sees may be anything */
-                weight = vf_select(weight > 0, weight * vf_load(value_scales + j), vf_zero());
+    *largest = vf_largest(most);
+    const float taken = *largest == -INFINITY ? 0 : *largest; /* no key is seen: every weight becomes 0 */
+    for (const Page *page = pages; page < pages + count; page++)
+        for (ptrdiff_t key = 0, j = page->place; key < PAGE_KEYS; key += VF_WIDTH, j += VF_WIDTH) {
+            if (j < begin || j >= stop) continue;
+            vf weight = vf_exp_negative(vf_load(w + j) - taken);
+            sum += weight;
+            if (scaled) /* those of keys that nobody sees may be anything */
+                weight = vf_select(weight > 0, weight * vf_load(page->value_scales + key), vf_zero());
+            heaviest = vf_max(heaviest, weight);
             vf_store(w + j, weight);
         }
-        g->totals[i] += vf_sum(total);
-        if (paired) { /* no weight is left of what the page holds elsewhere */
-            for (ptrdiff_t j = 0; j < begin; j += VF_WIDTH) vf_store(w + j, vf_zero());
-            for (ptrdiff_t j = stop; j < PAGE_KEYS; j += VF_WIDTH) vf_store(w + j, vf_zero());
-            scales[i] = paired_words(w, PAGE_KEYS, page->type, words + i * PAGE_KEYS / 2);
-        }
-    }
-    if (paired) {
-        float *sums = weights; /* of which nothing is needed any more */
-        const ptrdiff_t from = lowest / 2 * 2;
-        for (ptrdiff_t d = 0; d < head_dim; d += PAGE_KEYS) {
-            ptrdiff_t columns = head_dim - d < PAGE_KEYS ? head_dim - d : PAGE_KEYS;
-            paired_product(page->type, words + from / 2, PAGE_KEYS / 2,
-                           page->values + (from * page->value_row + d) * number_bytes(page->type), page->value_row, columns,
-                           highest - from, page->ahead, sums, PAGE_KEYS, rows);
-            for (ptrdiff_t i = 0; i < rows; i++)
-                for (ptrdiff_t j = 0; j < columns; j += VF_WIDTH) {
-                    float *place = g->blend + i * g->dim + d + j;
-                    vf_store(place, vf_fma(vf_load(sums + i * PAGE_KEYS + j), vf_set(scales[i]), vf_load(place)));
-                }
-        }
+    *total = vf_sum(sum);
+    return vf_largest(heaviest);
+}
+
+/* g->blend += weights times the values of the run's keys lowest..highest-1 that the page holds. weights [rows][RUN_KEYS], or if
+ * is_paired their words [rows][RUN_KEYS / 2], to be multiplied by weight_scales [rows]. */
+static void blend_page(const Gathered *g, ptrdiff_t rows, const float *weights, const int32_t *words, const float *weight_scales,
+                       const Page *page, Next next, ptrdiff_t head_dim, ptrdiff_t lowest, ptrdiff_t highest) {
+    const ptrdiff_t ahead = ask_for(next, page->values);
+    const int paired = is_paired(page->type, head_dim);
+    /* Keys that nobody sees may hold anything, NaN too: they are left out, not multiplied by zero. */
+    ptrdiff_t from = lowest > page->place ? lowest - page->place : 0;
+    ptrdiff_t to = highest - page->place < PAGE_KEYS ? highest - page->place : PAGE_KEYS;
+    if (from >= to) return;
+    if (paired) from = from / 2 * 2;
+    const char *values = page->values + from * page->value_row * number_bytes(page->type);
+    if (!paired) {
+        attend_product(weights + page->place + from, RUN_KEYS, rows, values, page->value_row, g->blend, g->dim, g->dim, to - from,
+                       ahead, page->type, 1);
         return;
     }
-    /* Keys that nobody sees may hold anything, NaN too: they are left out, not multiplied by zero. */
-    attend_product(weights + lowest, PAGE_KEYS, rows, page->values + lowest * page->value_row * number_bytes(page->type),
-                   page->value_row, g->blend, g->dim, g->dim, highest - lowest, page->ahead, page->type, 1);
+    for (ptrdiff_t d = 0; d < head_dim; d += PAGE_KEYS) {
+        float sums[ATTEND_ROWS * PAGE_KEYS];
+        ptrdiff_t columns = head_dim - d < PAGE_KEYS ? head_dim - d : PAGE_KEYS;
+        paired_product(page->type, words + (page->place + from) / 2, RUN_KEYS / 2, values + d * number_bytes(page->type),
+                       page->value_row, columns, to - from, ahead, sums, PAGE_KEYS, rows);
+        for (ptrdiff_t i = 0; i < rows; i++)
+            for (ptrdiff_t j = 0; j < columns; j += VF_WIDTH) {
+                float *place = g->blend + i * g->dim + d + j;
+                vf_store(place, vf_fma(vf_load(sums + i * PAGE_KEYS + j), vf_set(weight_scales[i]), vf_load(place)));
+            }
+    }
+}
+
+/* At most ATTEND_ROWS rows meet a run of pages, whose softmax is one: all scores first, then all values. The maxima and sums across
+ * lanes that every page brought with it took a quarter of the time. queries [rows][head_dim], times scale, or if is_paired their
+ * words [rows][head_dim / 2]; query_scales [rows] is what their scores are multiplied by; row i sees keys first[i]..end[i]-1 of the
+ * run; `after` will be read after it. head_dim is a multiple of VF_WIDTH. What was gathered before is overwritten. */
+static void attend_run(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *pages,
+                       ptrdiff_t count, Next after, ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
+    float weights[ATTEND_ROWS * RUN_KEYS], weight_scales[ATTEND_ROWS];
+    int32_t words[ATTEND_ROWS * RUN_KEYS / 2];
+    ptrdiff_t lowest = first[0], highest = end[0];
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        lowest = first[i] < lowest ? first[i] : lowest;
+        highest = end[i] > highest ? end[i] : highest;
+        g->totals[i] = 0, g->largest[i] = -INFINITY;
+    }
+    memset(g->blend, 0, sizeof(float) * rows * g->dim);
+    if (count == 0 || lowest >= highest) return;
+    const int type = pages->type, paired = is_paired(type, head_dim);
+    /* whole vectors of keys, as far as some row sees; words take two of them */
+    const ptrdiff_t step = 2 * VF_WIDTH, begin = lowest / step * step, stop = (highest + step - 1) / step * step;
+    for (ptrdiff_t p = 0; p < count; p++)
+        score_page(rows, queries, pages + p, p + 1 < count ? keys_of(pages + p + 1) : values_of(pages), head_dim, begin, stop, weights);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        float *w = weights + i * RUN_KEYS;
+        float most = soften(w, query_scales[i], pages, count, begin, stop, first[i], end[i], softcap, g->totals + i, g->largest + i);
+        if (paired) weight_scales[i] = paired_words(w + begin, stop - begin, most, type, words + (i * RUN_KEYS + begin) / 2);
+    }
+    for (ptrdiff_t p = 0; p < count; p++)
+        blend_page(g, rows, weights, words, weight_scales, pages + p, p + 1 < count ? values_of(pages + p + 1) : after, head_dim, lowest,
+                   highest);
 }
 
 #endif

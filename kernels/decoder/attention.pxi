@@ -5,6 +5,7 @@
 cdef extern from "decoder/attend.h" nogil:
     enum: PAGE_KEYS
     enum: ATTEND_ROWS
+    enum: RUN_PAGES
     enum: PAGES_FLOAT32
     enum: PAGES_BFLOAT16
     enum: PAGES_INT8
@@ -18,12 +19,16 @@ cdef extern from "decoder/attend.h" nogil:
         const char *values
         const float *key_scales
         const float *value_scales
-        ptrdiff_t value_row, ahead, scales_ahead
+        ptrdiff_t value_row, place
         int type
+    ctypedef struct Next:
+        const char *numbers
+        const float *scales
+    Next keys_of(const Page *page)
     bint is_paired(int type, ptrdiff_t head_dim)
-    float paired_words(const float *x, ptrdiff_t count, int type, int32_t *words)
-    void attend_page(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *page,
-                     ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
+    float query_pairs(const float *query, ptrdiff_t head_dim, int type, int32_t *words)
+    void attend_run(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *pages,
+                    ptrdiff_t count, Next after, ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
     uint16_t bfloat16_of(float x)
 
 cdef extern from "decoder/attend_tile.h" nogil:
@@ -44,7 +49,7 @@ cdef enum:
     TILE_QUERY_ROWS = 128  # queries times heads of a tile: they share the copy of their keys and values
     BLOCK_PAGES = BLOCK_KEYS // PAGE_KEYS
     SPLIT_ROWS = 16  # so few rows are cut along their keys instead
-    CHUNK_PAGES = 4  # pages a chunk
+    CHUNK_PAGES = RUN_PAGES  # pages a chunk
 
 
 cdef struct AttendTask:
@@ -228,7 +233,7 @@ cdef inline Page look_at(const Step *s, const AttendTask *task, ptrdiff_t page) 
     look.keys, look.values = pages.keys + place * s.page_bytes, pages.values + place * s.page_bytes
     look.key_scales = pages.key_scales + place * PAGE_KEYS if pages.key_scales != NULL else NULL
     look.value_scales = pages.value_scales + place * PAGE_KEYS if pages.value_scales != NULL else NULL
-    look.type, look.value_row, look.ahead, look.scales_ahead = s.page_type, s.model.head_dim, 0, 0
+    look.type, look.value_row, look.place = s.page_type, s.model.head_dim, (page - task.first_page) * PAGE_KEYS
     return look
 
 
@@ -239,15 +244,17 @@ cdef inline bint is_kept(const Step *s, const AttendTask *task, ptrdiff_t page) 
 
 
 cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
-    """Few rows read pages as they lie, once, and ask on the way for the one that this thread is likely to read next."""
+    """Few rows read a run of pages as they lie, once, and ask on the way for the one that this thread is likely to read next."""
     cdef const Model *m = s.model
     cdef const AttendTask *task = &s.attend[s.layer.group][index]
     cdef const AttendTask *next_task
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = m.head_dim, rows = task.count * heads
-    cdef ptrdiff_t row, page, position, ahead, token = s.starts[task.sequence] + task.first
+    cdef ptrdiff_t row, page, position, count = 0, token = s.starts[task.sequence] + task.first
     cdef float *queries = <float *>pool_scratch(sizeof(float) * rows * (2 * dim + 2))
     cdef Gathered g
+    cdef Page run[RUN_PAGES]
     cdef Page look
+    cdef Next after
     cdef const float *query
     cdef float query_scales[ATTEND_ROWS]
     cdef ptrdiff_t first[ATTEND_ROWS]
@@ -262,26 +269,23 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     for row in range(rows):
         query = query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q)
         if is_paired(s.page_type, dim):
-            query_scales[row] = paired_words(query, dim, s.page_type, <int32_t *>queries + row * dim // 2)
+            query_scales[row] = query_pairs(query, dim, s.page_type, <int32_t *>queries + row * dim // 2)
         else:
             memcpy(queries + row * dim, query, sizeof(float) * dim)
-        g.totals[row], g.largest[row] = 0, -INFINITY
-    memset(g.blend, 0, sizeof(float) * rows * dim)
+            query_scales[row] = 1
+        position = s.position_of[token + row // heads] - task.first_page * PAGE_KEYS
+        first[row] = max(0, position - s.layer.window + 1) if s.layer.window else 0
+        end[row] = max(0, min((task.end_page - task.first_page) * PAGE_KEYS, position + 1))
     for page in range(task.first_page, task.end_page):
-        if not is_kept(s, task, page):
-            continue
-        look, ahead = look_at(s, task, page), 0
-        if page + 1 < task.end_page:
-            ahead = place_of(s, s.layer, task, page + 1) - place_of(s, s.layer, task, page)
-        elif index + pool_threads() < s.attend_tasks[s.layer.group]:
-            next_task = task + pool_threads()
-            ahead = place_of(s, s.layer, next_task, next_task.first_page) - place_of(s, s.layer, task, page)
-        look.ahead, look.scales_ahead = s.page_bytes * ahead, PAGE_KEYS * ahead
-        for row in range(rows):
-            position = s.position_of[token + row // heads] - page * PAGE_KEYS
-            first[row] = max(0, position - s.layer.window + 1) if s.layer.window else 0
-            end[row] = max(0, min(PAGE_KEYS, position + 1))
-        attend_page(&g, rows, queries, query_scales, &look, dim, m.attention_softcap, first, end)
+        if is_kept(s, task, page):
+            run[count] = look_at(s, task, page)
+            count += 1
+    after.numbers, after.scales = NULL, NULL
+    if index + pool_threads() < s.attend_tasks[s.layer.group]:
+        next_task = task + pool_threads()
+        look = look_at(s, next_task, next_task.first_page)
+        after = keys_of(&look)
+    attend_run(&g, rows, queries, query_scales, run, count, after, dim, m.attention_softcap, first, end)
     if task.slot < 0:
         finish_queries(s, task, &g)
 
