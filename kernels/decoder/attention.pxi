@@ -50,6 +50,8 @@ cdef enum:
     BLOCK_PAGES = BLOCK_KEYS // PAGE_KEYS
     SPLIT_ROWS = 16  # so few rows are cut along their keys instead
     CHUNK_PAGES = RUN_PAGES  # pages a chunk
+    # Tokens a task of rotations: as many as share lines of a page's transposed keys. With 8, threads wrote the same lines.
+    TOKENS_A_BLOCK = 32
 
 
 cdef struct AttendTask:
@@ -119,6 +121,10 @@ cdef void plan_attention(const Model *m, const int64_t *starts, const int64_t *f
 
 # ---- keys and values go into their pages ----
 
+cdef inline ptrdiff_t token_blocks(ptrdiff_t tokens) noexcept nogil:
+    return (tokens + TOKENS_A_BLOCK - 1) // TOKENS_A_BLOCK
+
+
 cdef inline ptrdiff_t place_in_pages(const Step *s, const Layer *layer, ptrdiff_t page, ptrdiff_t kv_head) noexcept nogil:
     """Which [page, layer, kv_head] this is."""
     return (page * s.pages[layer.group].layers + layer.index) * s.model.kv_heads + kv_head
@@ -138,7 +144,7 @@ cdef void remember_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef Pages *pages = &s.pages[layer.group]
     cdef ptrdiff_t t, head, position, place
     cdef float *k
-    for t in range(task * ROWS_A_BLOCK, min(s.tokens, (task + 1) * ROWS_A_BLOCK)):
+    for t in range(task * TOKENS_A_BLOCK, min(s.tokens, (task + 1) * TOKENS_A_BLOCK)):
         position = s.position_of[t]
         for head in range(m.kv_heads):
             k = s.k + (t * m.kv_heads + head) * m.head_dim
@@ -153,7 +159,7 @@ cdef void turn_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef const Model *m = s.model
     cdef ptrdiff_t t, head, i
     cdef float *q
-    for t in range(task * ROWS_A_BLOCK, min(s.tokens, (task + 1) * ROWS_A_BLOCK)):
+    for t in range(task * TOKENS_A_BLOCK, min(s.tokens, (task + 1) * TOKENS_A_BLOCK)):
         for head in range(m.heads):
             q = s.q + (t * m.heads + head) * m.head_dim
             prepare_head(s.layer, &s.layer.q_norm, q, m.head_dim, s.position_of[t])

@@ -167,7 +167,7 @@ cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
     project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 3, LINEAR_STORE, 0, True)
-    pool_run(turn_and_remember_block, s, blocks_of(s.tokens))
+    pool_run(turn_and_remember_block, s, token_blocks(s.tokens))
     return finish_layer(s, layer)
 
 
@@ -178,7 +178,7 @@ cdef int remember_all(Step *s, const Layer *layer) except -1 nogil:
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
     maps[0], maps[1], outs[0], outs[1] = &layer.k, &layer.v, s.k, s.v
     project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 2, LINEAR_STORE, 0, True)
-    return pool_run(remember_block, s, blocks_of(s.tokens))
+    return pool_run(remember_block, s, token_blocks(s.tokens))
 
 
 cdef int run_kept(Step *s, const Layer *layer) except -1 nogil:
@@ -187,7 +187,7 @@ cdef int run_kept(Step *s, const Layer *layer) except -1 nogil:
     cdef float *outs[1]
     maps[0], outs[0] = &layer.q, s.q
     project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 1, LINEAR_STORE, 0, True)
-    pool_run(turn_block, s, blocks_of(s.tokens))
+    pool_run(turn_block, s, token_blocks(s.tokens))
     return finish_layer(s, layer)
 
 
