@@ -16,6 +16,7 @@ cdef struct Layer:
 
 cdef struct Model:
     ptrdiff_t dim, heads, kv_heads, head_dim, hidden, vocab, layers
+    bint shared  # every thread may run all of a layer's maps on tokens of its own
     int activation
     float attention_scale, attention_softcap, logit_softcap, embedding_scale
     Matrix embedding
@@ -37,3 +38,23 @@ cdef Layer layer_of(layer) except *:
     if layer.cos is not None:
         l.cos, l.sin, l.half = table_of(layer.cos), table_of(layer.sin), layer.cos.shape[1]
     return l
+
+
+cdef enum:
+    SHARED_BYTES = 33554432  # of a layer's weights at most, where every thread reads them all: a shared cache holds them
+
+
+cdef bint can_be_shared(const Model *m) noexcept nogil:
+    cdef const Linear *maps[7]
+    cdef const Layer *l
+    cdef ptrdiff_t i, map, bytes
+    for i in range(m.layers):
+        l, bytes = &m.layer[i], 0
+        maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6] = &l.q, &l.k, &l.v, &l.output, &l.up, &l.down, &l.gate
+        for map in range(7 if l.gated else 6):
+            if not in_blocks(&maps[map].weight):  # others may have to be packed on the way
+                return False
+            bytes += panels_of(&maps[map].weight.packed) * maps[map].weight.packed.panel_bytes
+        if bytes > SHARED_BYTES:
+            return False
+    return True

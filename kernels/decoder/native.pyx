@@ -57,6 +57,7 @@ cdef class Decoder:
         m.final_norm = norm_of(spec.final_norm)
         for i in range(m.layers):
             m.layer[i] = layer_of(spec.layers[i])
+        m.shared = can_be_shared(m)
 
     def __dealloc__(self):
         PyMem_Free(self.model.layer)
@@ -99,22 +100,31 @@ cdef int run(Step *s, int64_t *lists, const int64_t *wanted, ptrdiff_t wanted_co
     cdef const Model *m = s.model
     cdef ptrdiff_t i
     cdef Step kept
+    cdef Passage p
     keep_wanted(s, wanted, wanted_count, lists)
     prepare(s, wanted_count)
     pool_run(embed_block, s, blocks_of(s.tokens))
+    p.step, p.attended = s, NULL
     for i in range(m.layers):
         s.layer = &m.layer[i]
         if i == m.layers - 1 and s.kept_starts != NULL:
+            p.next = NULL
+            pass_on(&p)
             remember_all(s, s.layer)
             kept = kept_step(s)
             if wanted_count:
                 run_kept(&kept, s.layer)
                 run_head(&kept, lists + 2 * s.sequences + 1, wanted_count, logits, hidden)
             return 0
-        run_layer(s, s.layer)
+        p.next = s.layer
+        pass_on(&p)
+        attend(s)
+        p.attended = s.layer
         if s.tokens > ROWS_A_BLOCK:  # a long step: Ctrl-C is noticed between layers
             with gil:
                 PyErr_CheckSignals()
+    p.next = NULL
+    pass_on(&p)
     if wanted_count:
         run_head(s, wanted, wanted_count, logits, hidden)
     return 0
@@ -142,6 +152,7 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
                        &s.kept_join_count, &slots)
         bytes += s.kept_attend_tasks * sizeof(AttendTask) + s.kept_join_count * sizeof(Join) + 128
         most_slots = max(most_slots, slots)
+    s.block_tokens = block_tokens_of(s)
     memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(m)))
     carve_buffers(s, &memory, rows)
     s.partials = take_floats(&memory, most_slots * slot_floats(m))
@@ -160,19 +171,73 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     return 0
 
 
-cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
+cdef struct Passage:
+    # from one layer's attention to the next one's: every token alone
+    Step *step
+    const Layer *attended  # NULL: the step begins
+    const Layer *next  # NULL: it ends
+
+
+cdef int pass_on(Passage *p) except -1 nogil:
+    if p.step.block_tokens < p.step.tokens:
+        return pool_run(pass_block, p, (p.step.tokens + p.step.block_tokens - 1) // p.step.block_tokens)
+    return pass_tokens(p, p.step)
+
+
+cdef void pass_block(void *argument, ptrdiff_t block) noexcept nogil:
+    cdef Passage *p = <Passage *>argument
+    cdef Step b = block_of(p.step, block)
+    pass_tokens(p, &b)
+
+
+cdef int pass_tokens(const Passage *p, Step *s) except -1 nogil:
+    if p.attended != NULL:
+        finish_layer(s, p.attended)
+    if p.next != NULL:
+        begin_layer(s, p.next)
+    return 0
+
+
+cdef int begin_layer(Step *s, const Layer *layer) except -1 nogil:
+    """As far as queries, keys and values."""
     cdef const Linear *maps[3]
     cdef float *outs[3]
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
     project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 3, LINEAR_STORE, 0, True)
-    pool_run(turn_and_remember_block, s, token_blocks(s.tokens))
-    return finish_layer(s, layer)
+    return pool_run(turn_and_remember_block, s, token_blocks(s.tokens))
 
+
+cdef int attend(Step *s) except -1 nogil:
+    """What this layer reads from other tokens."""
+    cdef ptrdiff_t group = s.layer.group
+    pool_run(attend_block, s, s.attend_tasks[group])
+    return pool_run(join_block, s, s.join_count[group])
+
+
+cdef int finish_layer(Step *s, const Layer *layer) except -1 nogil:
+    """What it makes of it, each token alone: attention's output map and feedforward."""
+    cdef const Model *m = s.model
+    cdef const Linear *maps[1]
+    cdef const Linear *gate = &layer.gate if layer.gated else NULL
+    cdef float *outs[1]
+    maps[0], outs[0] = &layer.output, s.normed if layer.attention_post_norm.present else s.x
+    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
+            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0, False)
+    if layer.attention_post_norm.present:
+        normalize(&layer.attention_post_norm, s.normed, s.x, s.tokens, m.dim, True)
+    normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
+    if layer.feedforward_post_norm.present:
+        feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.normed, LINEAR_STORE)
+        return normalize(&layer.feedforward_post_norm, s.normed, s.x, s.tokens, m.dim, True)
+    return feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.x, LINEAR_ADD)
+
+
+# ---- the last layer, where something is wanted of some tokens only ----
 
 cdef int remember_all(Step *s, const Layer *layer) except -1 nogil:
-    """The last layer as far as all tokens take part in it: keys and values."""
+    """As far as all tokens take part in it: keys and values."""
     cdef const Linear *maps[2]
     cdef float *outs[2]
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
@@ -188,30 +253,8 @@ cdef int run_kept(Step *s, const Layer *layer) except -1 nogil:
     maps[0], outs[0] = &layer.q, s.q
     project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 1, LINEAR_STORE, 0, True)
     pool_run(turn_block, s, token_blocks(s.tokens))
+    attend(s)
     return finish_layer(s, layer)
-
-
-cdef int finish_layer(Step *s, const Layer *layer) except -1 nogil:
-    """From queries, keys and values on."""
-    cdef const Model *m = s.model
-    cdef const Linear *maps[1]
-    cdef const Linear *gate = &layer.gate if layer.gated else NULL
-    cdef float *outs[1]
-    # attention: what this layer reads from other tokens
-    pool_run(attend_block, s, s.attend_tasks[layer.group])
-    if s.join_count[layer.group]:
-        pool_run(join_block, s, s.join_count[layer.group])
-    maps[0], outs[0] = &layer.output, s.normed if layer.attention_post_norm.present else s.x
-    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
-            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0, False)
-    if layer.attention_post_norm.present:
-        normalize(&layer.attention_post_norm, s.normed, s.x, s.tokens, m.dim, True)
-    # feedforward: what it makes of it, each token alone
-    normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
-    if layer.feedforward_post_norm.present:
-        feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.normed, LINEAR_STORE)
-        return normalize(&layer.feedforward_post_norm, s.normed, s.x, s.tokens, m.dim, True)
-    return feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.x, LINEAR_ADD)
 
 
 cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits, float *hidden) except -1 nogil:

@@ -5,6 +5,8 @@ from libc.string cimport memmove
 
 cdef enum:
     MAX_GROUPS = 2
+    BLOCK_TOKENS = 200  # a block's at least
+    TILE_MULTIPLE = 12  # rows of whole tiles, and of whole cache lines in all buffers
 
 
 cdef struct Pages:
@@ -36,6 +38,7 @@ cdef struct Step:
     float *v
     float *attended  # [tokens, heads * head_dim]
     Bench bench
+    ptrdiff_t block_tokens  # of a block that one thread takes from attention to attention; all of them: threads share each map
     # attention's work, of each group of layers (attention.pxi)
     AttendTask *attend[MAX_GROUPS]
     ptrdiff_t attend_tasks[MAX_GROUPS]
@@ -81,6 +84,33 @@ cdef void carve_buffers(Step *s, char **memory, ptrdiff_t rows) noexcept nogil:
         for t in range(s.starts[sequence], s.starts[sequence + 1]):
             s.sequence_of[t] = sequence
             s.position_of[t] = s.first_positions[sequence] + t - s.starts[sequence]
+
+
+# ---- blocks of tokens, from attention to attention ----
+
+cdef ptrdiff_t block_tokens_of(const Step *s) noexcept nogil:
+    """Where there are many tokens for every thread, it takes blocks of them through all that lies between attentions: then it reads
+    what it wrote itself. Where threads share each map by columns instead, every row goes to and fro between their caches."""
+    cdef ptrdiff_t blocks = s.tokens // (BLOCK_TOKENS * pool_threads()) * pool_threads()
+    if not s.model.shared or pool_threads() == 1 or blocks == 0:
+        return s.tokens
+    return (s.tokens + blocks * TILE_MULTIPLE - 1) // (blocks * TILE_MULTIPLE) * TILE_MULTIPLE
+
+
+cdef Step block_of(const Step *s, ptrdiff_t block) noexcept nogil:
+    """The block's tokens alone: all but attention can run on them."""
+    cdef const Model *m = s.model
+    cdef Step b = s[0]
+    cdef ptrdiff_t first = block * s.block_tokens
+    b.tokens = min(s.block_tokens, s.tokens - first)
+    b.sequence_of, b.position_of = s.sequence_of + first, s.position_of + first
+    b.x, b.normed = s.x + first * m.dim, s.normed + first * m.dim
+    b.q, b.attended = s.q + first * m.heads * m.head_dim, s.attended + first * m.heads * m.head_dim
+    b.k, b.v = s.k + first * m.kv_heads * m.head_dim, s.v + first * m.kv_heads * m.head_dim
+    b.bench.wide, b.bench.other = s.bench.wide + first * m.hidden, s.bench.other + first * m.hidden
+    b.bench.pairs = s.bench.pairs + first * halved(widest(m))
+    b.bench.quantized = <char *>s.bench.quantized + quantized_bytes(2 * first, widest(m) // PAIR + 1)
+    return b
 
 
 # ---- the last layer's tokens ----

@@ -27,14 +27,14 @@ cdef extern from "packed/tile.h" nogil:
         float *scaled_sums
         ptrdiff_t pairs
     ctypedef struct OpenPanels:
-        ptrdiff_t next
+        pass
     ptrdiff_t packed_pair_bytes(int bits, int half, int minimum)
     int packed_offset(int bits, int minimum)
     void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *offsets,
                       float *scaled_sums)
     ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
-    OpenPanels open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch)
-    void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, int offset, float *sums)
+    OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, uint8_t *scratch)
+    void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, float *sums)
     void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, float *sums)
 
 cdef enum:
@@ -180,9 +180,9 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
     cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * PANELS_TILE * open_panel_bytes(op.x.pairs))
     while panel < stop:
         panels = min(PANELS_TILE, stop - panel)
-        open = open_panels(w, panel, stop, scratch)
+        open = open_panels(w, panel, panels, scratch)
         if op.mode == LINEAR_GATE:
-            open_up = open_panels(up, panel, stop, scratch + PANELS_TILE * open.next)
+            open_up = open_panels(up, panel, panels, scratch + PANELS_TILE * open_panel_bytes(op.x.pairs))
         row = 0
         while row < op.rows:
             rows = min(ROWS_TILE, op.rows - row)
@@ -190,9 +190,9 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
             for t in range(rows):
                 for p in range(panels):
                     prefetch_write(place_of_sum(op, i, row + t, panel + p))
-            open_tile_of(rows, &open, &op.x, row, packed_offset(w.bits, w.minimum), sums)
+            open_tile_of(rows, &open, &op.x, row, sums)
             if op.mode == LINEAR_GATE:
-                open_tile_of(rows, &open_up, &op.x, row, packed_offset(up.bits, up.minimum), gated)
+                open_tile_of(rows, &open_up, &op.x, row, gated)
             t = 0
             while t < rows:
                 for p in range(panels):
@@ -201,15 +201,6 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
                 t += 2 if op.fine else 1
             row += rows
         panel += panels
-
-
-cdef inline OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t stop, uint8_t *scratch) noexcept nogil:
-    """PANELS_TILE of them from `panel` on; past the end the last one again: computed, never stored."""
-    cdef OpenPanels open = open_panel(w, panel, scratch)
-    cdef ptrdiff_t p
-    for p in range(1, PANELS_TILE):
-        open_panel(w, min(panel + p, stop - 1), scratch + p * open.next)
-    return open
 
 
 cdef inline float *place_of_sum(const LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel) noexcept nogil:

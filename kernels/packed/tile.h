@@ -110,12 +110,12 @@ static void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t 
 
 /* ---- the product of one block, and a panel as the tiles read it ---- */
 
+/* Panels with their numbers a byte each, pairs of blocks as they are packed: 8-bit ones as they lie, others unpacked. */
 typedef struct {
-    const uint8_t *numbers; /* [2 pairs][GROUPS] vectors of bytes */
-    const float *scales;    /* [2 pairs][VF_WIDTH] */
-    const float *minima;    /* the same or NULL */
-    ptrdiff_t next;         /* bytes to the next panel's */
-    int nibbles;            /* numbers are 0..15 */
+    const uint8_t *pairs; /* of the first panel */
+    ptrdiff_t next;       /* bytes to the next panel's */
+    int half, minimum;
+    int nibbles; /* numbers are 0..15 */
 } OpenPanels;
 
 VEC_INLINE vf add_block(vf sum, vi dots, vf scale, float x_scale) {
@@ -123,47 +123,48 @@ VEC_INLINE vf add_block(vf sum, vi dots, vf scale, float x_scale) {
 }
 
 /* Bytes of the scratch that holds one open panel. */
-VEC_INLINE ptrdiff_t open_panel_bytes(ptrdiff_t pairs) {
-    return 2 * pairs * (GROUPS * VF_WIDTH * 4 + 2 * VF_WIDTH * (ptrdiff_t)sizeof(float));
+VEC_INLINE ptrdiff_t open_panel_bytes(ptrdiff_t pairs) { return pairs * packed_pair_bytes(8, 0, 1); }
+
+/* A panel of 4-bit numbers as one of 8-bit numbers, its scales and minima floats, in scratch. */
+static void unpack_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch) {
+    const ptrdiff_t block_bytes = packed_block_bytes(4), open_bytes = packed_block_bytes(8), scale_bytes = packed_scale_bytes(w->half);
+    const uint8_t *in = w->data + panel * w->panel_bytes;
+    for (ptrdiff_t pair = 0; pair < w->pairs; pair++, in += packed_pair_bytes(4, w->half, 1), scratch += packed_pair_bytes(8, 0, 1))
+        for (int h = 0; h < 2; h++) {
+            const uint8_t *scale = in + 2 * block_bytes + h * scale_bytes;
+            uint8_t *out = scratch + h * open_bytes;
+            float *scales = (float *)(scratch + 2 * open_bytes);
+            for (int g = 0; g < GROUPS / 2; g++) {
+                vi both = vi_load(in + h * block_bytes + g * VF_WIDTH * 4);
+                vi_store(out + g * VF_WIDTH * 4, both & 0x0f0f0f0f);
+                vi_store(out + (g + GROUPS / 2) * VF_WIDTH * 4, (both >> 4) & 0x0f0f0f0f);
+            }
+            vf_store(scales + h * VF_WIDTH, load_scale(scale, w->half));
+            vf_store(scales + (2 + h) * VF_WIDTH, load_scale(scale + 2 * scale_bytes, w->half));
+        }
 }
 
-/* A panel with its numbers a byte each and its scales floats, in scratch. */
-static OpenPanels open_panel(const PackedMatrix *w, ptrdiff_t panel, uint8_t *scratch) {
-    OpenPanels open;
-    ptrdiff_t blocks = 2 * w->pairs, block_bytes = packed_block_bytes(w->bits), scale_bytes = packed_scale_bytes(w->half);
-    float *scales = (float *)(scratch + blocks * GROUPS * VF_WIDTH * 4), *minima = scales + blocks * VF_WIDTH;
-    const uint8_t *pair = w->data + panel * w->panel_bytes;
-    for (ptrdiff_t block = 0; block < blocks; block += 2, pair += packed_pair_bytes(w->bits, w->half, w->minimum))
-        for (int h = 0; h < 2; h++) {
-            const uint8_t *in = pair + h * block_bytes, *scale = pair + 2 * block_bytes + h * scale_bytes;
-            uint8_t *out = scratch + (block + h) * GROUPS * VF_WIDTH * 4;
-            if (w->bits == 4)
-                for (int g = 0; g < GROUPS / 2; g++) {
-                    vi both = vi_load(in + g * VF_WIDTH * 4);
-                    vi_store(out + g * VF_WIDTH * 4, both & 0x0f0f0f0f);
-                    vi_store(out + (g + GROUPS / 2) * VF_WIDTH * 4, (both >> 4) & 0x0f0f0f0f);
-                }
-            else
-                memcpy(out, in, GROUPS * VF_WIDTH * 4);
-            vf_store(scales + (block + h) * VF_WIDTH, load_scale(scale, w->half));
-            if (w->minimum) vf_store(minima + (block + h) * VF_WIDTH, load_scale(scale + 2 * scale_bytes, w->half));
-        }
-    open.numbers = scratch;
-    open.scales = scales;
-    open.minima = w->minimum ? minima : NULL;
-    open.next = open_panel_bytes(w->pairs);
-    open.nibbles = w->bits == 4;
+/* PANELS_TILE panels from `panel` on; if there are only so few `panels`, the first one again: computed, never stored. scratch has
+ * room for PANELS_TILE open panels. */
+static OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, uint8_t *scratch) {
+    OpenPanels open = {w->data + panel * w->panel_bytes, w->panel_bytes, w->half, w->minimum, w->bits == 4};
+    if (open.nibbles) {
+        open.pairs = scratch, open.next = open_panel_bytes(w->pairs), open.half = 0;
+        for (ptrdiff_t p = 0; p < panels; p++) unpack_panel(w, panel + p, scratch + p * open.next);
+    }
+    if (panels < PANELS_TILE) open.next = 0;
     return open;
 }
 
 /* sums [rows][PANELS_TILE * VF_WIDTH]: rows of x against open panels, of which the first is given. Addresses are a start and a
  * stride each (channel.h says why). */
-VEC_INLINE void open_tile(const int rows, const int minimum, const int offset, const int nibbles, const OpenPanels *open,
-                          const QuantizedRows *x, ptrdiff_t first_row, float *sums) {
+VEC_INLINE void open_tile(const int rows, const int half, const int minimum, const int offset, const int nibbles,
+                          const OpenPanels *open, const QuantizedRows *x, ptrdiff_t first_row, float *sums) {
     const ptrdiff_t width = x->pairs * PAIR, blocks = 2 * x->pairs, next = open->next;
+    const ptrdiff_t block_bytes = packed_block_bytes(8), scale_bytes = packed_scale_bytes(half);
     const int8_t *numbers = x->numbers + first_row * width;
-    const uint8_t *weights = open->numbers;
-    const float *w_scales = open->scales, *minima = open->minima, *scales = x->scales + first_row * blocks;
+    const uint8_t *weights = open->pairs;
+    const float *scales = x->scales + first_row * blocks;
     const int32_t *offsets = x->offsets + first_row * blocks;
     const float *scaled_sums = x->scaled_sums + first_row * blocks;
     vf total[ROWS_TILE][PANELS_TILE];
@@ -171,10 +172,11 @@ VEC_INLINE void open_tile(const int rows, const int minimum, const int offset, c
         UNROLL for (int p = 0; p < PANELS_TILE; p++) total[i][p] = vf_zero();
     }
     for (ptrdiff_t block = 0; block < blocks; block++) {
+        const ptrdiff_t h = block % 2;
         vi dots[ROWS_TILE][PANELS_TILE];
         /* The rows of the next tile are asked for on the way: its short runs of memory are too many for the processor to guess
          * (0.56 -> 0.7 of the peak). */
-        if (block % 2 == 0) {
+        if (h == 0) {
             UNROLL for (int i = 0; i < rows; i++) __builtin_prefetch(numbers + (rows + i) * width);
         }
         if (block % 16 == 0) {
@@ -197,18 +199,21 @@ VEC_INLINE void open_tile(const int rows, const int minimum, const int offset, c
                     dots[i][p] = nibbles ? vi_chain_dot(dots[i][p], w[p], four) : vi_dot(dots[i][p], w[p], four);
             }
         }
+        /* the pair's scales lie behind its second block */
+        const uint8_t *w_scales = weights + (h ? scale_bytes : block_bytes);
         UNROLL for (int p = 0; p < PANELS_TILE; p++) {
-            vf scale = vf_load((const float *)((const char *)w_scales + p * next));
+            vf scale = load_scale(w_scales + p * next, half);
             UNROLL for (int i = 0; i < rows; i++) {
                 vi dot = nibbles ? vi_chain_sum(dots[i][p]) : dots[i][p];
                 total[i][p] = add_block(total[i][p], dot, scale, scales[i * blocks]);
             }
             if (minimum) {
-                vf least = vf_load((const float *)((const char *)minima + p * next));
+                vf least = load_scale(w_scales + p * next + 2 * scale_bytes, half);
                 UNROLL for (int i = 0; i < rows; i++) total[i][p] = vf_fma(least, vf_set(scaled_sums[i * blocks]), total[i][p]);
             }
         }
-        w_scales += VF_WIDTH, minima += minimum ? VF_WIDTH : 0, scales++, offsets++, scaled_sums++;
+        weights += h ? scale_bytes * (minimum ? 4 : 2) : 0;
+        scales++, offsets++, scaled_sums++;
     }
     UNROLL for (int i = 0; i < rows; i++) {
         UNROLL for (int p = 0; p < PANELS_TILE; p++) vf_store(sums + (i * PANELS_TILE + p) * VF_WIDTH, total[i][p]);
@@ -217,11 +222,12 @@ VEC_INLINE void open_tile(const int rows, const int minimum, const int offset, c
 
 #define OPEN_TILE(count)                                                                                               \
     static __attribute__((noinline)) void open_tile_##count(const OpenPanels *open, const QuantizedRows *x,             \
-                                                            ptrdiff_t row, int offset, float *sums) {                  \
-        if (open->nibbles) open_tile(count, 1, 0, 1, open, x, row, sums);                                 \
-        else if (open->minima != NULL) open_tile(count, 1, 0, 0, open, x, row, sums);                     \
-        else if (offset) open_tile(count, 0, DOT_OFFSET, 0, open, x, row, sums);                          \
-        else open_tile(count, 0, 0, 0, open, x, row, sums);                                               \
+                                                            ptrdiff_t row, float *sums) {                              \
+        if (open->nibbles) open_tile(count, 0, 1, 0, 1, open, x, row, sums);                                           \
+        else if (open->minimum && open->half) open_tile(count, 1, 1, 0, 0, open, x, row, sums);                        \
+        else if (open->minimum) open_tile(count, 0, 1, 0, 0, open, x, row, sums);                                      \
+        else if (open->half) open_tile(count, 1, 0, DOT_OFFSET, 0, open, x, row, sums);                                \
+        else open_tile(count, 0, 0, DOT_OFFSET, 0, open, x, row, sums);                                                \
     }
 OPEN_TILE(1)
 OPEN_TILE(2)
@@ -233,17 +239,16 @@ OPEN_TILE(6)
 #endif
 #undef OPEN_TILE
 
-/* sums [rows <= ROWS_TILE][PANELS_TILE * VF_WIDTH]. offset: the numbers are stored DOT_OFFSET higher. */
-static void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, int offset,
-                         float *sums) {
+/* sums [rows <= ROWS_TILE][PANELS_TILE * VF_WIDTH]. */
+static void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, float *sums) {
     switch (rows) {
-    case 1: open_tile_1(open, x, row, offset, sums); break;
-    case 2: open_tile_2(open, x, row, offset, sums); break;
+    case 1: open_tile_1(open, x, row, sums); break;
+    case 2: open_tile_2(open, x, row, sums); break;
 #if ROWS_TILE == 6
-    case 3: open_tile_3(open, x, row, offset, sums); break;
-    case 4: open_tile_4(open, x, row, offset, sums); break;
-    case 5: open_tile_5(open, x, row, offset, sums); break;
-    default: open_tile_6(open, x, row, offset, sums);
+    case 3: open_tile_3(open, x, row, sums); break;
+    case 4: open_tile_4(open, x, row, sums); break;
+    case 5: open_tile_5(open, x, row, sums); break;
+    default: open_tile_6(open, x, row, sums);
 #endif
     }
 }

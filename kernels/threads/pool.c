@@ -146,7 +146,13 @@ static int drain_as_caller(void) {
 static int pool_run(pool_task function, void *argument, ptrdiff_t tasks) {
     int threads = atomic_load_explicit(&wanted_threads, memory_order_relaxed);
     if (inside_region) return run_alone(function, argument, tasks, 0);
-    if (threads == 1 || tasks <= 1 || atomic_flag_test_and_set(&busy)) return run_alone(function, argument, tasks, 1);
+    if (tasks <= 1) return run_alone(function, argument, tasks, 1); /* regions within it are shared yet */
+    if (threads == 1 || atomic_flag_test_and_set(&busy)) {
+        inside_region = 1; /* Ctrl-C is noticed here, between tasks: no task can hand on that one of its regions was left */
+        int result = run_alone(function, argument, tasks, 1);
+        inside_region = 0;
+        return result;
+    }
 
     start_workers(threads);
     region_function = function;

@@ -377,6 +377,21 @@ def test_threads_do_not_change_a_bit(kernel, implementation):
             np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.parametrize("wanted", [None, [329, 1000]])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("feature", ["gpt2", "local and global"])
+def test_blocks_of_many_tokens_do_not_change_a_bit(kernel, implementation, feature, kind, wanted):
+    """So many that each thread takes blocks of them from attention to attention; one thread takes them all together."""
+    results = []
+    for count in (1, 2, 4):
+        threads.set_threads(count)
+        run = Run(kernel, make_spec(packed_of(implementation), kind=kind, **FEATURES[feature]), [331, 350, 341])
+        first = run.step([330, 349, 340], wanted)
+        results.append(np.concatenate([first, run.step([1, 1, 1])]))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
 def test_head_of_its_own_with_a_bias(kernel, implementation):
     runs = []
     for module, name in ((kernel, implementation), (reference, "reference")):
