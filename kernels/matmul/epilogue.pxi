@@ -1,47 +1,96 @@
-# What happens to a row of sums on its way to out, while it is in L1. Included by gemm.pxi.
+# What happens to a tile of sums on its way to out, while it is in L1. Included by gemm.pxi.
 #
-# One pass a step: short loops of independent vectors keep the processor's pipelines full, where one long loop over
-# all steps would wait for each exponential.
+# One pass a step over the whole tile: loops of many independent vectors keep the processor's pipelines full, where one loop over
+# all steps would wait for each exponential, and row by row the loops were too short (a third of MiniLM's time outside of tiles).
 
 
-cdef void store_row(
-    GemmTask *g, float *sums, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
+cdef struct SumsTile:
+    float *sums  # [rows, sums_row]: used up; whole vectors, whose lanes past `columns` count for nothing
+    ptrdiff_t sums_row, rows, columns
+    ptrdiff_t at, column  # of its first element: in out, in a row
+
+
+cdef void store_tile(
+    GemmTask *g, float *sums, ptrdiff_t sums_row, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
 ) noexcept nogil:
-    """columns sums of one row of out, through the epilogue if these are the last of k. The sums are used up; they lie
-    in whole vectors, whose lanes past `columns` count for nothing."""
-    cdef ptrdiff_t at = row * g.out_row + column, i
-    cdef float *out = g.out + at
+    """rows x columns sums of out, through the epilogue if these are the last of k."""
+    cdef SumsTile t
+    cdef bint add_bias = False
+    cdef const float *residual = NULL
+    t.sums, t.sums_row, t.rows, t.columns = sums, sums_row, rows, columns
+    t.at, t.column = row * g.out_row + column, column
     if load:
-        for i from 0 <= i < columns by VF_WIDTH:
-            vf_store(sums + i, vf_add(load_part(out + i, columns - i), vf_load(sums + i)))
+        add_elements(g, &t, g.out)
     if last and g.input_pre != NULL:
-        backward_epilogue(g, sums, at, columns)
+        backward_epilogue(g, &t)
     elif last and not g.plain:
-        forward_epilogue(g, sums, at, column, columns)
-    for i from 0 <= i < columns by VF_WIDTH:
-        store_part(out + i, vf_load(sums + i), columns - i)
+        residual, add_bias = g.residual, g.bias != NULL
+        if g.pre_activation != NULL or g.activation or g.multiplier != NULL or g.drops:
+            if add_bias:
+                add_bias_to(g, &t)
+                add_bias = False
+            forward_epilogue(g, &t)
+    store_sums(g, &t, g.bias if add_bias else NULL, residual, g.out)
 
 
-cdef void forward_epilogue(
-    GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t column, ptrdiff_t columns
-) noexcept nogil:
-    """sums = dropout(act(sums + bias) * multiplier) + residual; pre_activation = sums + bias."""
-    cdef ptrdiff_t i
-    if g.bias != NULL:
-        for i from 0 <= i < columns by VF_WIDTH:
-            vf_store(sums + i, vf_add(vf_load(sums + i), load_part(g.bias + column + i, columns - i)))
+cdef inline void add_elements(const GemmTask *g, const SumsTile *t, const float *x) noexcept nogil:
+    """sums += x's elements, which lie as out's do."""
+    cdef ptrdiff_t r, i
+    for r in range(t.rows):
+        for i from 0 <= i < t.columns by VF_WIDTH:
+            vf_store(
+                t.sums + r * t.sums_row + i,
+                vf_add(load_part(x + t.at + r * g.out_row + i, t.columns - i), vf_load(t.sums + r * t.sums_row + i)),
+            )
+
+
+cdef inline void multiply_elements(const GemmTask *g, const SumsTile *t, const float *x) noexcept nogil:
+    """sums *= x's elements."""
+    cdef ptrdiff_t r, i
+    for r in range(t.rows):
+        for i from 0 <= i < t.columns by VF_WIDTH:
+            vf_store(
+                t.sums + r * t.sums_row + i,
+                vf_mul(vf_load(t.sums + r * t.sums_row + i), load_part(x + t.at + r * g.out_row + i, t.columns - i)),
+            )
+
+
+cdef inline void add_bias_to(const GemmTask *g, const SumsTile *t) noexcept nogil:
+    cdef ptrdiff_t r, i
+    cdef vf bias
+    for i from 0 <= i < t.columns by VF_WIDTH:
+        bias = load_part(g.bias + t.column + i, t.columns - i)
+        for r in range(t.rows):
+            vf_store(t.sums + r * t.sums_row + i, vf_add(vf_load(t.sums + r * t.sums_row + i), bias))
+
+
+cdef inline void store_sums(const GemmTask *g, const SumsTile *t, const float *bias, const float *residual, float *out) noexcept nogil:
+    """out = sums (+ bias) (+ residual)."""
+    cdef ptrdiff_t r, i
+    cdef vf value, added = vf_zero()
+    for i from 0 <= i < t.columns by VF_WIDTH:
+        if bias != NULL:
+            added = load_part(bias + t.column + i, t.columns - i)
+        for r in range(t.rows):
+            value = vf_load(t.sums + r * t.sums_row + i)
+            if bias != NULL:
+                value = vf_add(value, added)
+            if residual != NULL:
+                value = vf_add(value, load_part(residual + t.at + r * g.out_row + i, t.columns - i))
+            store_part(out + t.at + r * g.out_row + i, value, t.columns - i)
+
+
+cdef void forward_epilogue(GemmTask *g, const SumsTile *t) noexcept nogil:
+    """sums = dropout(act(sums) * multiplier), the bias being in them; pre_activation = sums."""
+    cdef ptrdiff_t r
     if g.pre_activation != NULL:
-        for i from 0 <= i < columns by VF_WIDTH:
-            store_part(g.pre_activation + at + i, vf_load(sums + i), columns - i)
-    activate_row(sums, columns, g.activation)
+        store_sums(g, t, NULL, NULL, g.pre_activation)
+    activate_all(t.sums, t.rows * t.sums_row, g.activation)
     if g.multiplier != NULL:
-        for i from 0 <= i < columns by VF_WIDTH:
-            vf_store(sums + i, vf_mul(vf_load(sums + i), load_part(g.multiplier + at + i, columns - i)))
+        multiply_elements(g, t, g.multiplier)
     if g.drops:
-        drop_row(g, sums, at, columns)
-    if g.residual != NULL:
-        for i from 0 <= i < columns by VF_WIDTH:
-            vf_store(sums + i, vf_add(vf_load(sums + i), load_part(g.residual + at + i, columns - i)))
+        for r in range(t.rows):
+            drop_row(g, t.sums + r * t.sums_row, t.at + r * g.out_row, t.columns)
 
 
 cdef void drop_row(const GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t columns) noexcept nogil:
@@ -62,58 +111,73 @@ cdef void drop_row(const GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t colum
         i = stop
 
 
-cdef void backward_epilogue(GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t columns) noexcept nogil:
+cdef void backward_epilogue(GemmTask *g, const SumsTile *t) noexcept nogil:
     """d_multiplier = sums * act(input_pre); sums = sums * act'(input_pre) * multiplier."""
     cdef float factors[TILE_SUMS * VF_WIDTH]
-    cdef ptrdiff_t i
+    cdef SumsTile f = t[0]
+    f.sums = factors
     if g.d_multiplier != NULL:
-        for i from 0 <= i < columns by VF_WIDTH:
-            vf_store(factors + i, load_part(g.input_pre + at + i, columns - i))
-        activate_row(factors, columns, g.activation)
-        for i from 0 <= i < columns by VF_WIDTH:
-            store_part(g.d_multiplier + at + i, vf_mul(vf_load(sums + i), vf_load(factors + i)), columns - i)
-    for i from 0 <= i < columns by VF_WIDTH:
-        vf_store(factors + i, load_part(g.input_pre + at + i, columns - i))
-    derive_row(factors, columns, g.activation)
-    for i from 0 <= i < columns by VF_WIDTH:
-        vf_store(sums + i, vf_mul(vf_load(sums + i), vf_load(factors + i)))
+        load_elements(g, &f, g.input_pre)
+        activate_all(factors, f.rows * f.sums_row, g.activation)
+        multiply_by_sums(&f, t.sums)
+        store_sums(g, &f, NULL, NULL, g.d_multiplier)
+    load_elements(g, &f, g.input_pre)
+    derive_all(factors, f.rows * f.sums_row, g.activation)
+    multiply_by_sums(t, factors)
     if g.multiplier != NULL:
-        for i from 0 <= i < columns by VF_WIDTH:
-            vf_store(sums + i, vf_mul(vf_load(sums + i), load_part(g.multiplier + at + i, columns - i)))
+        multiply_elements(g, t, g.multiplier)
 
 
-cdef void activate_row(float *x, ptrdiff_t columns, int activation) noexcept nogil:
+cdef inline void load_elements(const GemmTask *g, const SumsTile *t, const float *x) noexcept nogil:
+    """sums = x's elements, zeros behind them."""
+    cdef ptrdiff_t r, i
+    for r in range(t.rows):
+        for i from 0 <= i < t.sums_row by VF_WIDTH:
+            vf_store(
+                t.sums + r * t.sums_row + i,
+                load_part(x + t.at + r * g.out_row + i, t.columns - i) if i < t.columns else vf_zero(),
+            )
+
+
+cdef inline void multiply_by_sums(const SumsTile *t, const float *sums) noexcept nogil:
+    """sums *= those of another tile."""
+    cdef ptrdiff_t i
+    for i from 0 <= i < t.rows * t.sums_row by VF_WIDTH:
+        vf_store(t.sums + i, vf_mul(vf_load(t.sums + i), vf_load(sums + i)))
+
+
+cdef void activate_all(float *x, ptrdiff_t count, int activation) noexcept nogil:
     """x = act(x); each branch is a loop over one formula."""
     cdef ptrdiff_t i
     if activation == ACTIVATION_GELU:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_activate(vf_load(x + i), ACTIVATION_GELU))
     elif activation == ACTIVATION_GELU_TANH:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_activate(vf_load(x + i), ACTIVATION_GELU_TANH))
     elif activation == ACTIVATION_SILU:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_activate(vf_load(x + i), ACTIVATION_SILU))
     elif activation == ACTIVATION_RELU:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_activate(vf_load(x + i), ACTIVATION_RELU))
 
 
-cdef void derive_row(float *x, ptrdiff_t columns, int activation) noexcept nogil:
+cdef void derive_all(float *x, ptrdiff_t count, int activation) noexcept nogil:
     """x = act'(x)."""
     cdef ptrdiff_t i
     if activation == ACTIVATION_GELU:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_derivative(vf_load(x + i), ACTIVATION_GELU))
     elif activation == ACTIVATION_GELU_TANH:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_derivative(vf_load(x + i), ACTIVATION_GELU_TANH))
     elif activation == ACTIVATION_SILU:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_derivative(vf_load(x + i), ACTIVATION_SILU))
     elif activation == ACTIVATION_RELU:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_derivative(vf_load(x + i), ACTIVATION_RELU))
     else:
-        for i from 0 <= i < columns by VF_WIDTH:
+        for i from 0 <= i < count by VF_WIDTH:
             vf_store(x + i, vf_set(1))

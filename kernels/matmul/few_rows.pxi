@@ -42,11 +42,9 @@ cdef void few_rows_along_columns(GemmTask *g, const float **starts, ptrdiff_t fi
             else:
                 pack_panel(b, g.b_k, 1, depth, columns, panel)
                 multiply_few_rows(g.m, False, block_starts, 1, panel, TILE_COLUMNS, depth, sums)
-            for i in range(g.m):
-                store_row(
-                    g, sums + i * max(columns, TILE_COLUMNS), i, column, columns, g.accumulate or k_start > 0,
-                    k_start + depth == g.k,
-                )
+            store_tile(
+                g, sums, max(columns, TILE_COLUMNS), 0, g.m, column, columns, g.accumulate or k_start > 0, k_start + depth == g.k
+            )
             column += columns
         k_start += g.k_block
 
@@ -86,7 +84,7 @@ cdef void few_rows_along_k(GemmTask *g, const float **starts, ptrdiff_t first, p
     """B's columns lie along k: dot products."""
     cdef float sums[FEW_ROWS * TILE_COLUMNS]
     cdef const float *b
-    cdef ptrdiff_t column = first, columns, j, i
+    cdef ptrdiff_t column = first, columns, j
     while column < stop:
         columns = min(TILE_COLUMNS, stop - column)
         for j in range(columns):
@@ -97,6 +95,5 @@ cdef void few_rows_along_k(GemmTask *g, const float **starts, ptrdiff_t first, p
                 dot_multiply(2, starts, b, g.k, sums + j, TILE_COLUMNS)
             else:
                 dot_multiply(4, starts, b, g.k, sums + j, TILE_COLUMNS)
-        for i in range(g.m):
-            store_row(g, sums + i * TILE_COLUMNS, i, column, columns, g.accumulate, True)
+        store_tile(g, sums, TILE_COLUMNS, 0, g.m, column, columns, g.accumulate, True)
         column += TILE_COLUMNS

@@ -242,8 +242,7 @@ cdef void multiply_tile(
     else:
         full_tile_strided(starts, a_k, b, b_step, depth, NULL, out, out_row, load and in_place)
     if not in_place:
-        for i in range(rows):
-            store_row(g, sums + i * TILE_COLUMNS, row + i, column, columns, load, last)
+        store_tile(g, sums, TILE_COLUMNS, row, rows, column, columns, load, last)
 
 
 cdef void gemm_empty_sum(void *argument, ptrdiff_t task) noexcept nogil:
@@ -258,7 +257,7 @@ cdef void gemm_empty_sum(void *argument, ptrdiff_t task) noexcept nogil:
         column = first
         while column < last:
             memset(sums, 0, sizeof(sums))
-            store_row(g, sums, row, column, min(TILE_COLUMNS, last - column), g.accumulate, True)
+            store_tile(g, sums, TILE_COLUMNS, row, 1, column, min(TILE_COLUMNS, last - column), g.accumulate, True)
             column += TILE_COLUMNS
 
 
