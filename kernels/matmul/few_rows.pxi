@@ -68,18 +68,6 @@ cdef void multiply_few_rows(
         tile_multiply(4, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
 
 
-cdef void multiply_few_rows_of_pairs(
-    ptrdiff_t rows, const float **starts, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *sums,
-) noexcept nogil:
-    """sums [rows, TILE_COLUMNS], A and B in pairs of bfloat16."""
-    if rows == 1:
-        tile_multiply(1, TILE_VECTORS, 0, 1, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
-    elif rows == 2:
-        tile_multiply(2, TILE_VECTORS, 0, 1, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
-    else:
-        tile_multiply(4, TILE_VECTORS, 0, 1, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
-
-
 cdef void few_rows_along_k(GemmTask *g, const float **starts, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
     """B's columns lie along k: dot products."""
     cdef float sums[FEW_ROWS * TILE_COLUMNS]

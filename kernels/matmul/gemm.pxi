@@ -49,6 +49,7 @@ cdef extern from "matmul/tile.h" nogil:
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void full_tile_pairs_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
+    void rest_tile(ptrdiff_t row_count, int pairs, const float **rows, ptrdiff_t a_k, const float *b, ptrdiff_t depth, float *out)
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
     void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
@@ -217,17 +218,14 @@ cdef void multiply_tile(
             prefetch_write(out + i * g.out_row + LINE)
             prefetch_write(out + i * g.out_row + 2 * LINE)
         prefetch_write(out + i * g.out_row + columns - 1)
-    # Rows past the end repeat the last one: computed, never stored.
     if a_tile != NULL:
         a_k = TILE_ROWS
-    for i in range(TILE_ROWS):
-        starts[i] = a_tile + i if a_tile != NULL else g.a + (row + min(i, rows - 1)) * g.a_row + k_start * g.a_k
+    for i in range(rows):
+        starts[i] = a_tile + i if a_tile != NULL else g.a + (row + i) * g.a_row + k_start * g.a_k
     if not in_place:
         out, out_row = sums, TILE_COLUMNS
-    if rows <= FEW_ROWS and g.pairs:
-        multiply_few_rows_of_pairs(rows, starts, a_k, b, b_step, depth, out)
-    elif rows <= FEW_ROWS:
-        multiply_few_rows(rows, False, starts, a_k, b, b_step, depth, out)
+    if rows < TILE_ROWS:
+        rest_tile(rows, g.pairs, starts, a_k, b, depth, out)
     elif g.pairs:
         if packed != NULL:
             full_tile_pairs_packing(starts, a_k, b, b_step, depth, packed, out, out_row, load and in_place)
