@@ -61,6 +61,26 @@ VEC_INLINE vf bf16_couples(vf first, vf second) {
 #endif
 }
 
+/* The same two, but exact for small numbers too, as what is stored has to be at every level. */
+VEC_INLINE vf bf16_all_neighbours(vf a, vf b) {
+#if defined(__AVX512BF16__)
+    enum { SMALL = 0x20 };
+    if (!(_mm512_fpclass_ps_mask((__m512)a, SMALL) | _mm512_fpclass_ps_mask((__m512)b, SMALL))) return bf16_neighbours(a, b);
+#endif
+    vf even, odd;
+    bf16_split(a, b, &even, &odd);
+    return bf16_pairs(even, odd);
+}
+
+VEC_INLINE vf bf16_all_couples(vf first, vf second) {
+#if defined(__AVX512BF16__)
+    enum { SMALL = 0x20 };
+    if (!(_mm512_fpclass_ps_mask((__m512)first, SMALL) | _mm512_fpclass_ps_mask((__m512)second, SMALL)))
+        return bf16_couples(first, second);
+#endif
+    return bf16_pairs(first, second);
+}
+
 /* sum + a.first * b.first + a.second * b.second, in float32. */
 VEC_INLINE vf bf16_dot(vf sum, vf a, vf b) {
 #if defined(__AVX512BF16__)

@@ -2,8 +2,8 @@
 # pairs as it does over floats. Layouts along and across: kernels/bfloat16.py.
 
 cdef extern from "bfloat16.h" nogil:
-    vf bf16_pairs(vf first, vf second)
-    void bf16_split(vf a, vf b, vf *even, vf *odd)
+    vf bf16_all_neighbours(vf a, vf b)
+    vf bf16_all_couples(vf first, vf second)
 
 cdef enum:
     PAIR_ROWS = 8  # rows a task of rounding: an even number, so that pairs across rows have one writer
@@ -51,19 +51,20 @@ cdef inline void pairs_of_rows(const PairsTask *p, ptrdiff_t row, ptrdiff_t stop
 
 cdef inline void row_along(const float *x, ptrdiff_t columns, float *out, bint stream) noexcept nogil:
     cdef ptrdiff_t i = 0, left
-    cdef vf even, odd
+    cdef vf pairs
     while i < columns:
         left = columns - i
         if left >= 2 * VF_WIDTH:
-            bf16_split(vf_load(x + i), vf_load(x + i + VF_WIDTH), &even, &odd)
+            pairs = bf16_all_neighbours(vf_load(x + i), vf_load(x + i + VF_WIDTH))
             if stream:
-                vf_stream(out + i // 2, bf16_pairs(even, odd))
+                vf_stream(out + i // 2, pairs)
             else:
-                vf_store(out + i // 2, bf16_pairs(even, odd))
+                vf_store(out + i // 2, pairs)
         else:
-            bf16_split(load_part(x + i, left), load_part(x + i + VF_WIDTH, left - VF_WIDTH) if left > VF_WIDTH else vf_zero(),
-                       &even, &odd)
-            vf_store_first(out + i // 2, bf16_pairs(even, odd), halved(left))
+            pairs = bf16_all_neighbours(
+                load_part(x + i, left), load_part(x + i + VF_WIDTH, left - VF_WIDTH) if left > VF_WIDTH else vf_zero()
+            )
+            vf_store_first(out + i // 2, pairs, halved(left))
         i += 2 * VF_WIDTH
 
 
@@ -73,7 +74,7 @@ cdef inline void rows_across(const float *first, const float *second, ptrdiff_t 
     cdef vf pairs
     while i < columns:
         left = columns - i
-        pairs = bf16_pairs(load_part(first + i, left), load_part(second + i, left) if second != NULL else vf_zero())
+        pairs = bf16_all_couples(load_part(first + i, left), load_part(second + i, left) if second != NULL else vf_zero())
         if stream and left >= VF_WIDTH:
             vf_stream(out + i, pairs)
         else:
