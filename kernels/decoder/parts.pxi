@@ -165,6 +165,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
     cdef LinearTask packed
     cdef RowsTask dense
     cdef ChannelTask channel
+    cdef bint paired = False
     cdef ptrdiff_t i
     memset(&packed, 0, sizeof(packed))
     memset(&channel, 0, sizeof(channel))
@@ -178,11 +179,10 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
             packed.parts[packed.count].out, packed.parts[packed.count].out_row = outs[i], linears[i].weight.outputs
             packed.count += 1
         else:
-            memset(&dense, 0, sizeof(dense))
-            dense.x, dense.pairs, dense.weight, dense.panels = x, bench.pairs, linears[i].weight.rows, linears[i].weight.panels
-            dense.bfloat16 = linears[i].weight.bfloat16
-            dense.bias, dense.out, dense.tokens, dense.inputs = linears[i].bias, outs[i], rows, width
-            dense.outputs, dense.mode, dense.activation = linears[i].weight.outputs, mode, activation
+            if linears[i].weight.bfloat16 and not paired:
+                make_pairs(x, width, rows, width, bench.pairs, NULL)
+                paired = True
+            dense = rows_task(bench, x, rows, width, linears[i], outs[i], mode, activation)
             linear_rows(&dense)
     if channel.count:
         channel.x, channel.tokens = carve_channel(bench.quantized, rows, width), rows
@@ -195,6 +195,18 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
         packed.tokens, packed.fine, packed.mode, packed.activation = rows, fine, mode, activation
         packed_linears(&packed)
     return 0
+
+
+cdef inline RowsTask rows_task(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear *linear, float *out,
+                               int mode, int activation) noexcept nogil:
+    """A map of weights that lie as rows or as panels of them; x in pairs is in bench.pairs already."""
+    cdef RowsTask dense
+    memset(&dense, 0, sizeof(dense))
+    dense.x, dense.pairs = x, bench.pairs
+    dense.weight, dense.panels, dense.bfloat16 = linear.weight.rows, linear.weight.panels, linear.weight.bfloat16
+    dense.bias, dense.out, dense.tokens, dense.inputs, dense.outputs = linear.bias, out, rows, width, linear.weight.outputs
+    dense.mode, dense.activation = mode, activation
+    return dense
 
 
 cdef int channel_project(const ChannelRows *x, ptrdiff_t rows, const Linear **linears, float **outs, int count, int mode,
@@ -218,6 +230,8 @@ cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, 
     cdef float *outs[2]
     cdef Gating g
     maps[0], maps[1], outs[0], outs[1] = up, NULL, bench.wide, NULL
+    if gate == NULL and in_pairs(&up.weight) and in_pairs(&down.weight) and can_pass_pairs(dim, hidden):
+        return feed_forward_in_pairs(bench, up, down, activation, x, rows, dim, hidden, out, mode)
     if gate == NULL:
         project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
     elif in_blocks(&gate.weight) and in_blocks(&up.weight):
@@ -232,6 +246,18 @@ cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, 
         pool_run(gate_block, &g, (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
     maps[0], outs[0] = down, out
     return project(bench, bench.wide, rows, hidden, maps, outs, 1, mode, 0, False)
+
+
+cdef int feed_forward_in_pairs(const Bench *bench, const Linear *up, const Linear *down, int activation, const float *x, ptrdiff_t rows,
+                               ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode) except -1 nogil:
+    """down(act(up)) in bfloat16: what the second map reads is rounded by the first one's epilogue."""
+    cdef RowsTask task = rows_task(bench, x, rows, dim, up, NULL, LINEAR_ACTIVATE, activation)
+    make_pairs(x, dim, rows, dim, bench.pairs, NULL)
+    task.out_pairs = bench.wide
+    linear_rows(&task)
+    task = rows_task(bench, NULL, rows, hidden, down, out, mode, 0)
+    task.pairs = bench.wide
+    return linear_rows(&task)
 
 
 cdef struct Gating:

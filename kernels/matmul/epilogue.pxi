@@ -30,7 +30,12 @@ cdef void store_tile(
                 add_bias_to(g, &t)
                 add_bias = False
             forward_epilogue(g, &t)
-    store_sums(g, &t, g.bias if add_bias else NULL, residual, g.out)
+    if g.stores_pairs:
+        if add_bias:
+            add_bias_to(g, &t)
+        store_pairs(g, &t, g.out + row * g.out_row + column // 2)
+    else:
+        store_sums(g, &t, g.bias if add_bias else NULL, residual, g.out)
 
 
 cdef inline void add_elements(const GemmTask *g, const SumsTile *t, const float *x) noexcept nogil:
@@ -78,6 +83,17 @@ cdef inline void store_sums(const GemmTask *g, const SumsTile *t, const float *b
             if residual != NULL:
                 value = vf_add(value, load_part(residual + t.at + r * g.out_row + i, t.columns - i))
             store_part(out + t.at + r * g.out_row + i, value, t.columns - i)
+
+
+cdef inline void store_pairs(const GemmTask *g, const SumsTile *t, float *out) noexcept nogil:
+    """out [rows, columns / 2] = sums in pairs of bfloat16."""
+    cdef ptrdiff_t r, i
+    cdef vf first, second
+    for r in range(t.rows):
+        for i from 0 <= i < t.columns by 2 * VF_WIDTH:
+            first = vf_load(t.sums + r * t.sums_row + i)
+            second = vf_load(t.sums + r * t.sums_row + i + VF_WIDTH) if i + VF_WIDTH < t.columns else vf_zero()
+            store_part(out + r * g.out_row + i // 2, bf16_neighbours(first, second), (t.columns - i) // 2)
 
 
 cdef void forward_epilogue(GemmTask *g, const SumsTile *t) noexcept nogil:

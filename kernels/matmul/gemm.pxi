@@ -25,6 +25,9 @@ cdef extern from "activations.h" nogil:
     vf vf_activate(vf x, int activation)
     vf vf_derivative(vf x, int activation)
 
+cdef extern from "bfloat16.h" nogil:
+    vf bf16_neighbours(vf a, vf b)
+
 cdef extern from "philox.h" nogil:
     enum: PHILOX_BATCH_WORDS
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
@@ -76,6 +79,7 @@ cdef struct GemmTask:
     ptrdiff_t m, n, k
     bint accumulate
     bint pairs  # A and B are pairs of bfloat16 (bfloat16.h), and k counts pairs
+    bint stores_pairs  # so is out, and out_row counts them; k is one block, n even, and nothing of [m, n] joins
     # epilogue, forward: out = dropout(act(sum + bias) * multiplier) + residual; pre_activation = sum + bias
     int activation
     const float *bias  # [n] or NULL
@@ -130,7 +134,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.plain = (
         g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
-        and g.pre_activation == NULL and g.input_pre == NULL and not g.drops
+        and g.pre_activation == NULL and g.input_pre == NULL and not g.drops and not g.stores_pairs
     )
     g.tasks, g.threads = row_blocks * g.column_tasks, pool_threads()
     if g.k == 0:
@@ -208,16 +212,18 @@ cdef void multiply_tile(
     apart, and with `packed` (which needs a full tile) also go there. a_tile: packed rows of A, or NULL."""
     cdef const float *starts[TILE_ROWS]
     cdef float sums[TILE_ROWS * TILE_COLUMNS]
-    cdef float *out = g.out + row * g.out_row + column
+    cdef float *out = g.out + row * g.out_row + (column // 2 if g.stores_pairs else column)
+    cdef ptrdiff_t words = columns // 2 if g.stores_pairs else columns
     cdef bint in_place = columns == TILE_COLUMNS and rows == TILE_ROWS and (g.plain or not last)
     cdef ptrdiff_t out_row = g.out_row, a_k = g.a_k, i
     # The tile's place in out is asked for now and needed when the sums are done.
     for i in range(rows):
         prefetch_write(out + i * g.out_row)
-        if TILE_COLUMNS > LINE:
+        if words > LINE:
             prefetch_write(out + i * g.out_row + LINE)
+        if words > 2 * LINE:
             prefetch_write(out + i * g.out_row + 2 * LINE)
-        prefetch_write(out + i * g.out_row + columns - 1)
+        prefetch_write(out + i * g.out_row + words - 1)
     if a_tile != NULL:
         a_k = TILE_ROWS
     for i in range(rows):

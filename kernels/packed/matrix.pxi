@@ -53,6 +53,11 @@ cdef inline bint in_blocks(const Matrix *m) noexcept nogil:
     return m.rows == NULL and m.panels == NULL and m.channel.numbers == NULL
 
 
+cdef inline bint in_pairs(const Matrix *m) noexcept nogil:
+    """Whether the weight is panels of bfloat16."""
+    return m.bfloat16 and m.panels != NULL
+
+
 cdef inline bint in_floats(const Matrix *m) noexcept nogil:
     """Whether the weight is exact to float32."""
     return not m.bfloat16 and (m.rows != NULL or m.panels != NULL)

@@ -204,6 +204,7 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
     cdef Matrix matrix = matrix_of(weight)
     cdef LinearTask op
     cdef RowsTask rows
+    cdef float *pairs
     cdef ChannelTask channel
     if x.shape[0] == 0:
         return
@@ -232,7 +233,10 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
         rows.bias, rows.out = &bias[0] if bias is not None else NULL, &out[0, 0]
         rows.tokens, rows.inputs, rows.outputs = x.shape[0], x.shape[1], out.shape[1]
         with nogil:
-            rows.pairs = <float *>pool_shared(sizeof(float) * (x.shape[0] * halved(x.shape[1])))
+            if matrix.bfloat16:
+                pairs = <float *>pool_shared(sizeof(float) * (x.shape[0] * halved(x.shape[1])))
+                make_pairs(&x[0, 0], x.shape[1], x.shape[0], x.shape[1], pairs, NULL)
+                rows.pairs = pairs
             linear_rows(&rows)
 
 

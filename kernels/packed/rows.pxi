@@ -17,7 +17,8 @@ cdef enum:
 
 cdef struct RowsTask:
     const float *x  # [tokens, inputs]
-    float *pairs  # scratch [tokens, halved(inputs)] for x in bfloat16; not needed for float32
+    const float *pairs  # [tokens, halved(inputs)]: x in pairs (make_pairs), for weights in bfloat16
+    float *out_pairs  # NULL, or [tokens, halved(outputs)]: out in pairs instead, as the next map reads it (can_pass_pairs)
     const float *weight  # float32 [outputs, inputs], or pairs [outputs, halved(inputs)]; NULL: panels
     const float *panels  # the same as gemm's panels, or NULL
     bint bfloat16
@@ -32,7 +33,6 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
     cdef ptrdiff_t depth = halved(op.inputs) if op.bfloat16 else op.inputs
     cdef const float *x = op.x
     if op.bfloat16:
-        make_pairs(op.x, op.inputs, op.tokens, op.inputs, op.pairs, NULL)
         x = op.pairs
         if op.tokens <= DOT_ROWS and op.panels == NULL:
             return pool_run(few_rows_of_pairs, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
@@ -40,7 +40,14 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
         x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out, op.tokens, depth, op.outputs
     )
     g.accumulate, g.pairs, g.packed_b = op.mode == LINEAR_ADD, op.bfloat16, op.panels
+    if op.out_pairs != NULL:
+        g.out, g.out_row, g.stores_pairs = op.out_pairs, halved(op.outputs), True
     return gemm(&g)
+
+
+cdef inline bint can_pass_pairs(ptrdiff_t inputs, ptrdiff_t outputs) noexcept nogil:
+    """Whether sums are whole when they are first stored, and have partners."""
+    return halved(inputs) <= K_BLOCK and outputs % 2 == 0
 
 
 cdef void few_rows_of_pairs(void *argument, ptrdiff_t task) noexcept nogil:
