@@ -4,8 +4,7 @@
 #
 # out [m, n] = (out if accumulate else 0) + A [m, k] B [k, n], with any strides for A and B (NN, NT, TN), then an
 # epilogue on each tile while it is in cache. Blocks of out are tasks: one writer each, sums over k in a fixed order.
-# A thread packs the block of B that it uses into its scratch, its first tile of rows on the way where B's rows lie along
-# memory.
+# A thread packs the panels of B that it uses into its scratch, a group at a time.
 
 from libc.string cimport memset
 
@@ -37,18 +36,21 @@ cdef extern from "matmul/tile.h" nogil:
     enum: TILE_VECTORS
     enum: TILE_COLUMNS
     enum: TILE_SUMS
+    enum: K_BLOCK
+    enum: GROUP_PANELS
+    enum: FIRST_TILE_PACKS
     void tile_multiply(int row_count, int vectors, int ahead, int pairs, const float **rows, ptrdiff_t a_step,
                        const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed, float *out, ptrdiff_t out_row,
                        bint add)
     void full_tile(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                    float *packed, float *out, ptrdiff_t out_row, bint add)
-    void full_tile_strided(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+    void full_tile_of_packed(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void full_tile_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void full_tile_pairs(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                    float *packed, float *out, ptrdiff_t out_row, bint add)
-    void full_tile_pairs_strided(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
+    void full_tile_pairs_of_packed(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
     void full_tile_pairs_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
                            float *packed, float *out, ptrdiff_t out_row, bint add)
@@ -59,10 +61,10 @@ cdef extern from "matmul/tile.h" nogil:
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
-    K_BLOCK = 384  # A's block of 256 rows is 384 KB and stays in L2 while panels of B, 72 KB each, pass by
+    GROUP_COLUMNS = GROUP_PANELS * TILE_COLUMNS
     ROW_BLOCK = 512  # rows that a packed panel of B serves
     MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
-    MIN_COLUMNS = 96  # columns of B a task: more of them save readings (and packings) of A
+    MIN_COLUMNS = 96  # columns of B a task, in whole groups: more of them save readings (and packings) of A
     MAX_COLUMNS = 384
     PACKED_ROWS = 192  # rows of A that are packed at once: [192, 384] is 288 KB
     FEW_ROWS = 4  # products of so few rows read B where it lies (few_rows.pxi)
@@ -121,7 +123,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
         return 0
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
     # units take 12 cycles for a k, is 1.2-1.6 times as fast for it; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
-    g.pack_a = g.a_row == 1 and g.a_k != 1 and g.m > TILE_ROWS
+    g.pack_a = g.a_k != 1  # and a_row is 1
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     most = PACKED_ROWS if g.pack_a else ROW_BLOCK
     row_blocks = (g.m + most - 1) // most
@@ -129,7 +131,8 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     row_blocks = (g.m + g.row_block - 1) // g.row_block
     g.k_block = even_k_block(g.k)
     g.column_panels = max(
-        MIN_COLUMNS // TILE_COLUMNS, min(MAX_COLUMNS // TILE_COLUMNS, panels * row_blocks // MIN_TASKS)
+        MIN_COLUMNS // TILE_COLUMNS,
+        min(MAX_COLUMNS // TILE_COLUMNS, panels * row_blocks // MIN_TASKS // GROUP_PANELS * GROUP_PANELS),
     )
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.plain = (
@@ -145,21 +148,22 @@ cdef int gemm(GemmTask *g) except -1 nogil:
 
 
 cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
-    """One block of out: for each block of k, each panel of B is packed and then meets every row."""
+    """One block of out: for each block of k, each group of panels of B is packed and then meets every row."""
     cdef GemmTask *g = <GemmTask *>argument
     cdef ptrdiff_t row_start = task // g.column_tasks * g.row_block
     cdef ptrdiff_t rows = min(g.row_block, g.m - row_start)
-    cdef ptrdiff_t first_panel = task % g.column_tasks * g.column_panels
     cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    cdef ptrdiff_t last_panel = min(panels, first_panel + g.column_panels)
+    cdef ptrdiff_t first_column = task % g.column_tasks * g.column_panels * TILE_COLUMNS
+    cdef ptrdiff_t last_column = min(g.n, first_column + g.column_panels * TILE_COLUMNS)
     cdef ptrdiff_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-    cdef float *panel_buffer = <float *>pool_scratch(
-        sizeof(float) * K_BLOCK * (TILE_COLUMNS + (tiles * TILE_ROWS if g.pack_a else 0))
+    cdef float *group_buffer = <float *>pool_scratch(
+        sizeof(float) * K_BLOCK * (GROUP_COLUMNS + (tiles * TILE_ROWS if g.pack_a else 0))
     )
-    cdef float *a_buffer = panel_buffer + K_BLOCK * TILE_COLUMNS
-    cdef const float *panel_data
+    cdef float *a_buffer = group_buffer + K_BLOCK * GROUP_COLUMNS
+    cdef const float *group_data
     cdef const float *a_tile
-    cdef ptrdiff_t k_start, depth, panel, column, columns, tile
+    cdef const float *b
+    cdef ptrdiff_t k_start, depth, group, group_end, column, tile, row
     cdef bint last, first_packs
 
     k_start = 0
@@ -168,39 +172,46 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
         last = k_start + depth == g.k
         if g.pack_a:
             pack_rows_of_a(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer)
-        for panel in range(first_panel, last_panel):
-            column = panel * TILE_COLUMNS
-            columns = min(TILE_COLUMNS, g.n - column)
-            # B's rows along memory: the first tile reads them where they lie, and packs them for the others on the way
-            first_packs = g.packed_b == NULL and g.b_column == 1 and columns == TILE_COLUMNS and rows >= TILE_ROWS
+        group = first_column
+        while group < last_column:
+            group_end = min(last_column, group + GROUP_COLUMNS)
+            b, first_packs = g.b + k_start * g.b_k + group * g.b_column, False
             if g.packed_b != NULL:
-                panel_data = g.packed_b + (k_start * panels + panel * depth) * TILE_COLUMNS
+                group_data = g.packed_b + k_start * panels * TILE_COLUMNS + group * depth
             else:
-                panel_data = panel_buffer
+                group_data = group_buffer
+                # B's rows along memory: the first tile reads them where they lie, and packs them for the others on the way
+                first_packs = FIRST_TILE_PACKS and g.b_column == 1 and group_end - group == GROUP_COLUMNS and rows >= TILE_ROWS
                 if not first_packs:
-                    pack_panel(g.b + k_start * g.b_k + column * g.b_column, g.b_k, g.b_column, depth, columns, panel_buffer)
+                    pack_group(b, g.b_k, g.b_column, depth, group_end - group, group_buffer)
             for tile in range(tiles):
                 # What comes next is asked for while this tile is multiplied: without it every pack waits for memory.
                 if g.packed_b == NULL:
-                    if panel + 1 < last_panel:
-                        prefetch_slice(g, k_start, column + TILE_COLUMNS, tile, tiles)
+                    if group_end < last_column:
+                        prefetch_slice(g, k_start, group_end, tile, tiles)
                     elif not last:
-                        prefetch_slice(g, k_start + depth, first_panel * TILE_COLUMNS, tile, tiles)
+                        prefetch_slice(g, k_start + depth, first_column, tile, tiles)
                     elif task + g.threads < g.tasks:  # the task that this thread is likely to get
                         prefetch_slice(
                             g, 0, (task + g.threads) % g.column_tasks * g.column_panels * TILE_COLUMNS, tile, tiles
                         )
                 a_tile = a_buffer + tile * depth * TILE_ROWS if g.pack_a else NULL
-                if tile == 0 and first_packs:
+                row = row_start + tile * TILE_ROWS
+                if first_packs and tile == 0:
                     multiply_tile(
-                        g, a_tile, row_start, TILE_ROWS, column, columns, k_start, depth, g.b + k_start * g.b_k + column, g.b_k,
-                        panel_buffer, g.accumulate or k_start > 0, last,
+                        g, a_tile, row, TILE_ROWS, group, TILE_COLUMNS, k_start, depth, b, g.b_k, group_buffer,
+                        g.accumulate or k_start > 0, last,
                     )
-                else:
+                    continue
+                column = group
+                while column < group_end:
                     multiply_tile(
-                        g, a_tile, row_start + tile * TILE_ROWS, min(TILE_ROWS, rows - tile * TILE_ROWS), column, columns, k_start,
-                        depth, panel_data, TILE_COLUMNS, NULL, g.accumulate or k_start > 0, last,
+                        g, a_tile, row, min(TILE_ROWS, row_start + rows - row), column, min(TILE_COLUMNS, group_end - column),
+                        k_start, depth, group_data + (column - group) * depth, TILE_COLUMNS, NULL,
+                        g.accumulate or k_start > 0, last,
                     )
+                    column += TILE_COLUMNS
+            group += GROUP_COLUMNS
         k_start += g.k_block
 
 
@@ -238,13 +249,13 @@ cdef void multiply_tile(
         elif a_k == 1:
             full_tile_pairs(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place)
         else:
-            full_tile_pairs_strided(starts, a_k, b, b_step, depth, NULL, out, out_row, load and in_place)
+            full_tile_pairs_of_packed(starts, TILE_ROWS, b, b_step, depth, NULL, out, out_row, load and in_place)
     elif packed != NULL:
         full_tile_packing(starts, a_k, b, b_step, depth, packed, out, out_row, load and in_place)
     elif a_k == 1:
         full_tile(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place)
     else:
-        full_tile_strided(starts, a_k, b, b_step, depth, NULL, out, out_row, load and in_place)
+        full_tile_of_packed(starts, TILE_ROWS, b, b_step, depth, NULL, out, out_row, load and in_place)
     if not in_place:
         store_tile(g, sums, TILE_COLUMNS, row, rows, column, columns, load, last)
 
@@ -280,9 +291,9 @@ cdef inline ptrdiff_t even_k_block(ptrdiff_t k) noexcept nogil:
 cdef inline void prefetch_slice(
     const GemmTask *g, ptrdiff_t k_start, ptrdiff_t column, ptrdiff_t slice, ptrdiff_t slices
 ) noexcept nogil:
-    """Ask for one of `slices` parts of the block of B that is packed next, while this one is multiplied: without it
+    """Ask for one of `slices` parts of the group of panels of B that is packed next, while this one is multiplied: without it
     every pack waits for memory (10 % of a product of 256 rows)."""
-    cdef ptrdiff_t depth = min(g.k_block, g.k - k_start), columns = min(TILE_COLUMNS, g.n - column)
+    cdef ptrdiff_t depth = min(g.k_block, g.k - k_start), columns = min(GROUP_COLUMNS, g.n - column)
     cdef ptrdiff_t rows = depth if g.b_column == 1 else columns  # runs along memory, `length` floats each
     cdef ptrdiff_t length = columns if g.b_column == 1 else depth
     cdef ptrdiff_t stride = g.b_k if g.b_column == 1 else g.b_column
@@ -295,6 +306,26 @@ cdef inline void prefetch_slice(
             at += LINE
         prefetch_read(start + row * stride + length - 1)
         row += 1
+
+
+cdef void pack_group(
+    const float *b, ptrdiff_t b_k, ptrdiff_t b_column, ptrdiff_t depth, ptrdiff_t columns, float *group
+) noexcept nogil:
+    """group: panels [depth, TILE_COLUMNS], one after another, of a block of B of so many columns."""
+    cdef ptrdiff_t k, panel, j
+    if b_column != 1 or columns < GROUP_COLUMNS:
+        for panel from 0 <= panel < columns by TILE_COLUMNS:
+            pack_panel(
+                b + panel * b_column, b_k, b_column, depth, min(TILE_COLUMNS, columns - panel), group + panel * depth
+            )
+        return
+    for k in range(depth):
+        for panel in range(GROUP_PANELS):
+            for j in range(TILE_VECTORS):
+                vf_store(
+                    group + (panel * depth + k) * TILE_COLUMNS + j * VF_WIDTH,
+                    vf_load(b + k * b_k + panel * TILE_COLUMNS + j * VF_WIDTH),
+                )
 
 
 cdef void pack_panel(
