@@ -2,7 +2,7 @@
 #
 #   cdef int gemm(GemmTask *g) except -1 nogil          one parallel region; fill g with gemm_task(...) below
 #
-# out [m, n] = (out if accumulate else 0) + A [m, k] B [k, n], with any strides for A and B (NN, NT, TN), then an
+# out [m, n] = (out if accumulate else 0) + A [m, k] B [k, n], each with its rows or columns along memory (NN, NT, TN), then an
 # epilogue on each tile while it is in cache. Blocks of out are tasks: one writer each, sums over k in a fixed order.
 # A thread packs the panels of B that it uses into its scratch, a group at a time.
 
@@ -66,7 +66,7 @@ cdef enum:
     MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
     MIN_COLUMNS = 96  # columns of B a task, in whole groups: more of them save readings (and packings) of A
     MAX_COLUMNS = 384
-    PACKED_ROWS = 192  # rows of A that are packed at once: [192, 384] is 288 KB
+    PACKED_ROWS = 192  # rows of A that are packed at once: 256 tokens of them are 192 KB, 384 are 288 KB
     FEW_ROWS = 4  # products of so few rows read B where it lies (few_rows.pxi)
 
 
