@@ -41,8 +41,10 @@ typedef int32_t vi __attribute__((vector_size(VF_WIDTH * 4)));
 /* Before a loop over a register tile: it unrolls early, or the tile's sums pass through memory. */
 #if defined(__GNUC__)
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_FOUR _Pragma("GCC unroll 4") /* so many turns of a long loop at once */
 #else
 #define UNROLL
+#define UNROLL_FOUR
 #endif
 
 /* ---- load, store ---- */

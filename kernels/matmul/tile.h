@@ -22,7 +22,7 @@
  * and four k a turn of the loop 4 %, 12 % for a weight's gradient: other work on the core leaves fewer slots than k's 23 steps. */
 #define K_BLOCK 768
 #define FIRST_TILE_PACKS 0
-#define UNROLL_K _Pragma("GCC unroll 4")
+#define UNROLL_K UNROLL_FOUR
 #endif
 #define TILE_COLUMNS (TILE_VECTORS * VF_WIDTH)
 #define TILE_SUMS (TILE_ROWS * TILE_VECTORS)
