@@ -22,6 +22,9 @@ from fastmixer.kernels.activations import ACTIVATIONS
 
 cdef enum:
     MAX_HEAD_DIM = 512
+    # one in so many numbers of what a map reads is an outlier (reference.py)
+    OUTLIER = 288
+    HEAD_OUTLIER = 144
 
 include "decoder/model.pxi"
 include "decoder/attention.pxi"
@@ -205,7 +208,7 @@ cdef int begin_layer(Step *s, const Layer *layer) except -1 nogil:
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
-    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 3, LINEAR_STORE, 0, True)
+    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 3, LINEAR_STORE, 0, OUTLIER)
     return pool_run(turn_and_remember_block, s, token_blocks(s.tokens))
 
 
@@ -224,14 +227,16 @@ cdef int finish_layer(Step *s, const Layer *layer) except -1 nogil:
     cdef float *outs[1]
     maps[0], outs[0] = &layer.output, s.normed if layer.attention_post_norm.present else s.x
     project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1,
-            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0, False)
+            LINEAR_STORE if layer.attention_post_norm.present else LINEAR_ADD, 0, 0)
     if layer.attention_post_norm.present:
         normalize(&layer.attention_post_norm, s.normed, s.x, s.tokens, m.dim, True)
     normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
     if layer.feedforward_post_norm.present:
-        feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.normed, LINEAR_STORE)
+        feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.normed,
+                     LINEAR_STORE, OUTLIER)
         return normalize(&layer.feedforward_post_norm, s.normed, s.x, s.tokens, m.dim, True)
-    return feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.x, LINEAR_ADD)
+    return feed_forward(&s.bench, gate, &layer.up, &layer.down, m.activation, s.normed, s.tokens, m.dim, m.hidden, s.x, LINEAR_ADD,
+                        OUTLIER)
 
 
 # ---- the last layer, where something is wanted of some tokens only ----
@@ -242,7 +247,7 @@ cdef int remember_all(Step *s, const Layer *layer) except -1 nogil:
     cdef float *outs[2]
     normalize(&layer.attention_norm, s.x, s.normed, s.tokens, s.model.dim, False)
     maps[0], maps[1], outs[0], outs[1] = &layer.k, &layer.v, s.k, s.v
-    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 2, LINEAR_STORE, 0, True)
+    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 2, LINEAR_STORE, 0, OUTLIER)
     return pool_run(remember_block, s, token_blocks(s.tokens))
 
 
@@ -251,7 +256,7 @@ cdef int run_kept(Step *s, const Layer *layer) except -1 nogil:
     cdef const Linear *maps[1]
     cdef float *outs[1]
     maps[0], outs[0] = &layer.q, s.q
-    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 1, LINEAR_STORE, 0, True)
+    project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 1, LINEAR_STORE, 0, OUTLIER)
     pool_run(turn_block, s, token_blocks(s.tokens))
     attend(s)
     return finish_layer(s, layer)
@@ -269,7 +274,7 @@ cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits
     if logits == NULL:
         return 0
     maps[0], outs[0] = &m.head, logits
-    project(&s.bench, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0, True)
+    project(&s.bench, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0, HEAD_OUTLIER)
     if m.logit_softcap > 0:
         for i in range(count * m.vocab):
             logits[i] = m.logit_softcap * tanhf(logits[i] / m.logit_softcap)

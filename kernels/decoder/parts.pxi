@@ -42,13 +42,13 @@ cdef inline ptrdiff_t lines(ptrdiff_t count) noexcept nogil:
 
 
 cdef inline ptrdiff_t bench_bytes(ptrdiff_t tokens, ptrdiff_t hidden, ptrdiff_t widest) noexcept nogil:
-    return 2 * lines(tokens * hidden) + lines(tokens * halved(widest)) + quantized_bytes(2 * tokens, widest // PAIR + 1) + 64
+    return 2 * lines(tokens * hidden) + lines(tokens * halved(widest)) + quantized_bytes(tokens, widest // PAIR + 1, widest // PAIR + 1) + 64
 
 
 cdef inline void carve_bench(Bench *bench, char **memory, ptrdiff_t tokens, ptrdiff_t hidden, ptrdiff_t widest) noexcept nogil:
     bench.wide, bench.other = take_floats(memory, tokens * hidden), take_floats(memory, tokens * hidden)
     bench.pairs = take_floats(memory, tokens * halved(widest))
-    bench.quantized = take_floats(memory, (quantized_bytes(2 * tokens, widest // PAIR + 1) + 3) // 4)
+    bench.quantized = take_floats(memory, (quantized_bytes(tokens, widest // PAIR + 1, widest // PAIR + 1) + 3) // 4)
 
 
 # ---- from specs ----
@@ -159,9 +159,9 @@ cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width
 # ---- linear maps ----
 
 cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear **linears, float **outs, int count,
-                 int mode, int activation, bint fine) except -1 nogil:
+                 int mode, int activation, ptrdiff_t one_in) except -1 nogil:
     """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region,
-    fine where rounding x costs most (reference.py)."""
+    with one in so many numbers of x kept as outliers (0: none)."""
     cdef LinearTask packed
     cdef RowsTask dense
     cdef ChannelTask channel
@@ -190,9 +190,9 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
         round_channel_rows(x, rows, width, &channel.x)
         channel_linears(&channel)
     if packed.count:
-        packed.x = carve_quantized(bench.quantized, 2 * rows, width)
-        quantize_rows(x, width, rows, width, fine, &packed.x)
-        packed.tokens, packed.fine, packed.mode, packed.activation = rows, fine, mode, activation
+        packed.x = carve_quantized(bench.quantized, rows, width, outliers_of(width, one_in))
+        quantize_rows(x, width, rows, width, &packed.x)
+        packed.tokens, packed.mode, packed.activation = rows, mode, activation
         packed_linears(&packed)
     return 0
 
@@ -224,8 +224,8 @@ cdef int channel_project(const ChannelRows *x, ptrdiff_t rows, const Linear **li
 
 
 cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, const Linear *down, int activation, const float *x,
-                      ptrdiff_t rows, ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode) except -1 nogil:
-    """out = (out +) down(act(gate) * up), or down(act(up)) if gate is NULL, of x [rows, dim]."""
+                      ptrdiff_t rows, ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode, ptrdiff_t one_in=0) except -1 nogil:
+    """out = (out +) down(act(gate) * up), or down(act(up)) if gate is NULL, of x [rows, dim]; one_in: of x, as in project()."""
     cdef const Linear *maps[2]
     cdef float *outs[2]
     cdef Gating g
@@ -233,19 +233,19 @@ cdef int feed_forward(const Bench *bench, const Linear *gate, const Linear *up, 
     if gate == NULL and in_pairs(&up.weight) and in_pairs(&down.weight) and can_pass_pairs(dim, hidden):
         return feed_forward_in_pairs(bench, up, down, activation, x, rows, dim, hidden, out, mode)
     if gate == NULL:
-        project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
+        project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, one_in)
     elif in_blocks(&gate.weight) and in_blocks(&up.weight):
         maps[0], maps[1], outs[1] = gate, up, bench.other
-        project(bench, x, rows, dim, maps, outs, 2, LINEAR_GATE, activation, False)
+        project(bench, x, rows, dim, maps, outs, 2, LINEAR_GATE, activation, one_in)
     else:
         maps[0], outs[0] = gate, bench.wide
-        project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, False)
+        project(bench, x, rows, dim, maps, outs, 1, LINEAR_ACTIVATE, activation, one_in)
         maps[0], outs[0] = up, bench.other
-        project(bench, x, rows, dim, maps, outs, 1, LINEAR_STORE, 0, False)
+        project(bench, x, rows, dim, maps, outs, 1, LINEAR_STORE, 0, one_in)
         g.out, g.factor, g.rows, g.width = bench.wide, bench.other, rows, hidden
         pool_run(gate_block, &g, (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
     maps[0], outs[0] = down, out
-    return project(bench, bench.wide, rows, hidden, maps, outs, 1, mode, 0, False)
+    return project(bench, bench.wide, rows, hidden, maps, outs, 1, mode, 0, 0)
 
 
 cdef int feed_forward_in_pairs(const Bench *bench, const Linear *up, const Linear *down, int activation, const float *x, ptrdiff_t rows,

@@ -6,7 +6,7 @@ from libc.string cimport memmove
 cdef enum:
     MAX_GROUPS = 2
     BLOCK_TOKENS = 200  # a block's at least
-    TILE_MULTIPLE = 12  # rows of whole tiles, and of whole cache lines in all buffers
+    TILE_MULTIPLE = 6  # rows of whole tiles
 
 
 cdef struct Pages:
@@ -109,7 +109,7 @@ cdef Step block_of(const Step *s, ptrdiff_t block) noexcept nogil:
     b.k, b.v = s.k + first * m.kv_heads * m.head_dim, s.v + first * m.kv_heads * m.head_dim
     b.bench.wide, b.bench.other = s.bench.wide + first * m.hidden, s.bench.other + first * m.hidden
     b.bench.pairs = s.bench.pairs + first * halved(widest(m))
-    b.bench.quantized = <char *>s.bench.quantized + quantized_bytes(2 * first, widest(m) // PAIR + 1)
+    b.bench.quantized = <char *>s.bench.quantized + quantized_bytes(first, widest(m) // PAIR + 1, widest(m) // PAIR + 1)
     return b
 
 

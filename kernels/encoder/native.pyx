@@ -113,12 +113,12 @@ cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
         x = s.normed
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
-    project(&s.bench, x, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, False)
+    project(&s.bench, x, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, 0)
     if layer.half:
         pool_run(turn_block, s, blocks_of(s.tokens))
     pool_run(attend_block, s, s.tasks)
     maps[0], outs[0] = &layer.output, s.x
-    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, False)
+    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, 0)
     if not m.pre:
         normalize(&layer.attention_norm, s.x, s.x, s.tokens, m.dim, False)
     # feedforward: what it makes of it, each token alone
@@ -147,7 +147,7 @@ cdef int run_rounded_layer(Step *s, const Layer *layer) except -1 nogil:
         pool_run(turn_block, s, blocks_of(s.tokens))
     pool_run(attend_block, s, s.tasks)
     maps[0], outs[0] = &layer.output, s.x
-    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, False)
+    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, 0)
     normalize(&layer.attention_norm, s.x, s.x, s.tokens, m.dim, False, &s.rounded)
     # feedforward
     maps[0] = &layer.up

@@ -17,8 +17,8 @@ __all__ = ["pack_weight", "packed_linear", "packed_rows"]
 OUTPUTS_A_TASK = 64
 
 
-def packed_linear(x, packed, bias, out, fine=False):
-    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None). fine: x in two rounded rows, which add up."""
+def packed_linear(x, packed, bias, out, outliers=0):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None). outliers: numbers of a row that stay as they are."""
     if "rows" in packed.arrays:
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
         rows = packed_rows_of(packed)
@@ -30,9 +30,8 @@ def packed_linear(x, packed, bias, out, fine=False):
         # 2. one scale an output: x in int8, a sum of integers a group
         _add_groups(x, packed, bias, out)
         return
-    # 3. blocks: x in int8, a sum of integers a block, then scales
-    for rest, (numbers, x_scales) in enumerate(round_rows(x, fine)):
-        _add_rounded(numbers.astype(np.int8), x_scales, x_scales * numbers.sum(axis=2), packed, bias, out, rest > 0)
+    # 3. blocks: x in int8, a sum of integers a block, then scales; then what is kept as it is
+    _add_blocks(x, packed, bias, out, outliers)
 
 
 def _add_groups(x, packed, bias, out):
@@ -68,23 +67,22 @@ def _channel_columns(x_numbers, x_scales, numbers, scales, bias, out, start, sto
             out[t, column] = total
 
 
-def _add_rounded(x_numbers, x_scales, x_sums, packed, bias, out, is_rest):
-    """out = (out + if is_rest) the product of rounded rows; the bias joins the first."""
-    arrays, bias = packed.arrays, None if is_rest else bias
+def _add_blocks(x, packed, bias, out, outliers):
+    """out [tokens, outputs] = x W^T + bias, of a weight in blocks."""
+    arrays = packed.arrays
+    numbers, x_scales, places, values = round_rows(x, outliers)
+    rounded = numbers.astype(np.int8), x_scales, x_scales * numbers.sum(axis=2), places, values
 
     def task(index):
         start = index * OUTPUTS_A_TASK
         stop = min(start + OUTPUTS_A_TASK, packed.outputs)
-        _columns(
-            x_numbers, x_scales, x_sums, arrays["numbers"], arrays["scales"], arrays.get("minima"), bias, out, start, stop,
-            is_rest,
-        )  # fmt: skip
+        _columns(*rounded, arrays["numbers"], arrays["scales"], arrays.get("minima"), bias, out, start, stop)
 
     parallel_for(task, -(-packed.outputs // OUTPUTS_A_TASK))
 
 
 @compiled
-def _columns(x_numbers, x_scales, x_sums, numbers, scales, minima, bias, out, start, stop, add):
+def _columns(x_numbers, x_scales, x_sums, places, values, numbers, scales, minima, bias, out, start, stop):
     """Columns start..stop of out."""
     tokens, blocks, width = x_numbers.shape
     for column in range(start, stop):
@@ -99,6 +97,11 @@ def _columns(x_numbers, x_scales, x_sums, numbers, scales, minima, bias, out, st
             if minima is not None:
                 for block in range(blocks):
                     total += minima[column, block] * x_sums[t, block]
+            for k in range(places.shape[1]):
+                block, i = places[t, k] // width, places[t, k] % width
+                total += np.float32(numbers[column, block, i]) * (scales[column, block] * values[t, k])
+                if minima is not None:
+                    total += minima[column, block] * values[t, k]
             if bias is not None:
                 total += bias[column]
-            out[t, column] = out[t, column] + total if add else total
+            out[t, column] = total

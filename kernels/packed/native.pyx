@@ -199,8 +199,8 @@ def _from_line(memory):
     return memory[-memory.ctypes.data % 64 :]
 
 
-def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out, bint fine=False):
-    """out [tokens, outputs] = x [tokens, inputs] W^T + bias. fine: x in two rounded rows a token, which add up."""
+def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out, ptrdiff_t outliers=0):
+    """out [tokens, outputs] = x [tokens, inputs] W^T + bias. outliers: of each row of x, numbers that stay as they are."""
     cdef Matrix matrix = matrix_of(weight)
     cdef LinearTask op
     cdef RowsTask rows
@@ -220,11 +220,11 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
             channel_linears(&channel)
     elif in_blocks(&matrix):
         with nogil:
-            op.tokens, op.fine, op.count = x.shape[0], fine, 1
+            op.tokens, op.count = x.shape[0], 1
             op.x = carve_quantized(
-                pool_shared(quantized_bytes(2 * op.tokens, matrix.packed.pairs)), 2 * op.tokens, matrix.packed.inputs
+                pool_shared(quantized_bytes(op.tokens, matrix.packed.pairs, outliers)), op.tokens, matrix.packed.inputs, outliers
             )
-            quantize_rows(&x[0, 0], x.shape[1], op.tokens, x.shape[1], fine, &op.x)
+            quantize_rows(&x[0, 0], x.shape[1], op.tokens, x.shape[1], &op.x)
             op.parts[0].weight, op.parts[0].bias = matrix.packed, &bias[0] if bias is not None else NULL
             op.parts[0].out, op.parts[0].out_row = &out[0, 0], out.shape[1]
             packed_linears(&op)

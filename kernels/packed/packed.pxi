@@ -1,5 +1,6 @@
 # Linear maps over packed weights for native modules: include "vec.pxi", "matmul/gemm.pxi", then "packed/packed.pxi".
 #
+#   outliers_of(columns, one_in)                       numbers of a row that are kept as they are
 #   quantize_rows(x, row, tokens, columns, &rows)        activations to 8 bits, inline or as one region
 #   packed_linears(&task)                                one parallel region over the panels of up to three weights
 #
@@ -12,6 +13,7 @@ cdef extern from "activations.h" nogil:
     vf vf_activate(vf x, int activation)
 
 cdef extern from "packed/tile.h" nogil:
+    enum: BLOCK
     enum: PAIR
     enum: MANY
     enum: ROWS_TILE
@@ -25,13 +27,14 @@ cdef extern from "packed/tile.h" nogil:
         float *scales
         int32_t *offsets
         float *scaled_sums
-        ptrdiff_t pairs
+        int32_t *places
+        float *values
+        ptrdiff_t pairs, outliers
     ctypedef struct OpenPanels:
         pass
     ptrdiff_t packed_pair_bytes(int bits, int half, int minimum)
     int packed_offset(int bits, int minimum)
-    void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales, int32_t *offsets,
-                      float *scaled_sums)
+    void quantize_row(const float *x, ptrdiff_t columns, const QuantizedRows *rows, ptrdiff_t row)
     ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
     OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, uint8_t *scratch)
     void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, float *sums)
@@ -60,43 +63,44 @@ cdef inline ptrdiff_t panels_of(const PackedMatrix *w) noexcept nogil:
 cdef struct QuantizeTask:
     const float *x
     ptrdiff_t row, tokens, columns
-    bint fine
     QuantizedRows rows
 
 
-cdef inline ptrdiff_t quantized_bytes(ptrdiff_t tokens, ptrdiff_t pairs) noexcept nogil:
+cdef inline ptrdiff_t outliers_of(ptrdiff_t columns, ptrdiff_t one_in) noexcept nogil:
+    """One in so many numbers of a row, rounded up; none if one_in is 0."""
+    return (columns + one_in - 1) // one_in if one_in else 0
+
+
+cdef inline ptrdiff_t quantized_bytes(ptrdiff_t tokens, ptrdiff_t pairs, ptrdiff_t outliers) noexcept nogil:
     """Of the arrays of QuantizedRows, one after another."""
-    return tokens * pairs * (PAIR + 2 * 12)
+    return tokens * (2 * pairs * (BLOCK + 12) + 8 * outliers)
 
 
-cdef inline QuantizedRows carve_quantized(void *memory, ptrdiff_t tokens, ptrdiff_t columns) noexcept nogil:
+cdef inline QuantizedRows carve_quantized(void *memory, ptrdiff_t tokens, ptrdiff_t columns, ptrdiff_t outliers) noexcept nogil:
     cdef QuantizedRows rows
     cdef ptrdiff_t blocks
-    rows.pairs = (columns + PAIR - 1) // PAIR
+    rows.pairs, rows.outliers = (columns + PAIR - 1) // PAIR, outliers
     blocks = tokens * 2 * rows.pairs
     rows.numbers = <int8_t *>memory
-    rows.scales = <float *>(rows.numbers + tokens * rows.pairs * PAIR)
+    rows.scales = <float *>(rows.numbers + blocks * BLOCK)
     rows.offsets = <int32_t *>(rows.scales + blocks)
     rows.scaled_sums = <float *>(rows.offsets + blocks)
+    rows.places = <int32_t *>(rows.scaled_sums + blocks)
+    rows.values = <float *>(rows.places + tokens * outliers)
     return rows
 
 
 cdef void quantize_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef QuantizeTask *q = <QuantizeTask *>argument
-    cdef ptrdiff_t t, row, blocks = 2 * q.rows.pairs
+    cdef ptrdiff_t t
     for t in range(task * QUANTIZE_ROWS, min(q.tokens, (task + 1) * QUANTIZE_ROWS)):
-        row = 2 * t if q.fine else t
-        quantize_row(
-            q.x + t * q.row, q.columns, q.fine, q.rows.pairs, q.rows.numbers + row * q.rows.pairs * PAIR,
-            q.rows.scales + row * blocks, q.rows.offsets + row * blocks, q.rows.scaled_sums + row * blocks,
-        )
+        quantize_row(q.x + t * q.row, q.columns, &q.rows, t)
 
 
-cdef inline int quantize_rows(const float *x, ptrdiff_t row, ptrdiff_t tokens, ptrdiff_t columns, bint fine,
-                              const QuantizedRows *rows) except -1 nogil:
-    """rows = x [tokens, columns], `row` floats apart, in 8 bits; fine: in two rows a token, which add up to 15 bits."""
+cdef inline int quantize_rows(const float *x, ptrdiff_t row, ptrdiff_t tokens, ptrdiff_t columns, const QuantizedRows *rows) except -1 nogil:
+    """rows = x [tokens, columns], `row` floats apart, in 8 bits, but for its outliers."""
     cdef QuantizeTask q
-    q.x, q.row, q.tokens, q.columns, q.fine, q.rows = x, row, tokens, columns, fine, rows[0]
+    q.x, q.row, q.tokens, q.columns, q.rows = x, row, tokens, columns, rows[0]
     return pool_run(quantize_block, &q, (tokens + QUANTIZE_ROWS - 1) // QUANTIZE_ROWS)
 
 
@@ -114,9 +118,7 @@ cdef struct LinearTask:
     int count, mode, activation
     QuantizedRows x
     ptrdiff_t tokens
-    bint fine  # x has two rows a token, whose sums are added up
     # set by packed_linears
-    ptrdiff_t rows  # of x
     ptrdiff_t panels_a_task[MAX_PARTS]
     ptrdiff_t last_task[MAX_PARTS]
 
@@ -126,7 +128,6 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     cdef ptrdiff_t tasks = 0, panels, i, parts = 1 if op.mode == LINEAR_GATE else op.count, total = 0, share
     if op.tokens == 0:
         return 0
-    op.rows = 2 * op.tokens if op.fine else op.tokens
     for i in range(parts):
         total += panels_of(&op.parts[i].weight) * op.parts[i].weight.panel_bytes
     # an equal share for every thread, or several where that is long; a column's sum does not depend on it
@@ -135,7 +136,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
         op.panels_a_task[i] = MANY_PANELS
-        if op.rows <= MANY:
+        if op.tokens <= MANY:
             op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
         op.last_task[i] = tasks
@@ -150,7 +151,7 @@ cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
         i += 1
     first = (task - (op.last_task[i - 1] if i > 0 else 0)) * op.panels_a_task[i]
     stop = min(panels_of(&op.parts[i].weight), first + op.panels_a_task[i])
-    if op.rows <= MANY:
+    if op.tokens <= MANY:
         few_rows(op, i, first, stop)
     else:
         many_rows(op, i, first, stop)
@@ -161,13 +162,11 @@ cdef void few_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop)
     cdef float gated[MANY * VF_WIDTH]
     cdef ptrdiff_t panel, row
     for panel in range(first, stop):
-        panel_dots(op.rows, &op.parts[i].weight, panel, &op.x, sums)
+        panel_dots(op.tokens, &op.parts[i].weight, panel, &op.x, sums)
         if op.mode == LINEAR_GATE:
-            panel_dots(op.rows, &op.parts[1].weight, panel, &op.x, gated)
-        row = 0
-        while row < op.rows:
-            finish_columns(op, i, row, panel, sums + row * VF_WIDTH, gated + row * VF_WIDTH, VF_WIDTH)
-            row += 2 if op.fine else 1
+            panel_dots(op.tokens, &op.parts[1].weight, panel, &op.x, gated)
+        for row in range(op.tokens):
+            finish_columns(op, i, row, panel, sums + row * VF_WIDTH, gated + row * VF_WIDTH)
 
 
 cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
@@ -184,8 +183,8 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
         if op.mode == LINEAR_GATE:
             open_up = open_panels(up, panel, panels, scratch + PANELS_TILE * open_panel_bytes(op.x.pairs))
         row = 0
-        while row < op.rows:
-            rows = min(ROWS_TILE, op.rows - row)
+        while row < op.tokens:
+            rows = min(ROWS_TILE, op.tokens - row)
             # the tile's places in out are asked for now and needed when its sums are done
             for t in range(rows):
                 for p in range(panels):
@@ -193,30 +192,25 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
             open_tile_of(rows, &open, &op.x, row, sums)
             if op.mode == LINEAR_GATE:
                 open_tile_of(rows, &open_up, &op.x, row, gated)
-            t = 0
-            while t < rows:
+            for t in range(rows):
                 for p in range(panels):
                     finish_columns(op, i, row + t, panel + p, sums + (t * PANELS_TILE + p) * VF_WIDTH,
-                                   gated + (t * PANELS_TILE + p) * VF_WIDTH, PANELS_TILE * VF_WIDTH)
-                t += 2 if op.fine else 1
+                                   gated + (t * PANELS_TILE + p) * VF_WIDTH)
             row += rows
         panel += panels
 
 
 cdef inline float *place_of_sum(const LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel) noexcept nogil:
-    cdef ptrdiff_t token = row // 2 if op.fine else row
-    return op.parts[i].out + token * op.parts[i].out_row + panel * VF_WIDTH
+    return op.parts[i].out + row * op.parts[i].out_row + panel * VF_WIDTH
 
 
 cdef inline void finish_columns(LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel, const float *sums,
-                                const float *gated, ptrdiff_t sums_row) noexcept nogil:
-    """Bias, and what op.mode says, for the sums of one panel of x's row (and of the next one, sums_row on, if fine)."""
+                                const float *gated) noexcept nogil:
+    """Bias, and what op.mode says, for the sums of one panel of x's row."""
     cdef LinearPart *part = &op.parts[i]
     cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column
     cdef float *out = place_of_sum(op, i, row, panel)
     cdef vf value = vf_load(sums), other
-    if op.fine:
-        value = vf_add(value, vf_load(sums + sums_row))
     if part.bias != NULL:
         value = vf_add(value, load_part(part.bias + column, lanes))
     if op.mode == LINEAR_ADD:
@@ -225,8 +219,6 @@ cdef inline void finish_columns(LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrd
         value = vf_activate(value, op.activation)
     elif op.mode == LINEAR_GATE:
         other = vf_load(gated)
-        if op.fine:
-            other = vf_add(other, vf_load(gated + sums_row))
         if op.parts[1].bias != NULL:
             other = vf_add(other, load_part(op.parts[1].bias + column, lanes))
         value = vf_mul(vf_activate(value, op.activation), other)

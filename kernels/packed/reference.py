@@ -18,7 +18,6 @@ EXACT = {
     "int8": ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),
 }
 LARGEST = np.float32(127)
-REST_STEPS = np.float32(254)  # rounding leaves at most half a step: 127 of these
 
 
 def pack_weight(raw, type_name, outputs, inputs, kind):
@@ -46,11 +45,12 @@ def pack_weight(raw, type_name, outputs, inputs, kind):
     return PackedWeight(kind, outputs, inputs, arrays)
 
 
-def packed_linear(x, packed, bias, out, fine=False):
+def packed_linear(x, packed, bias, out, outliers=0):
     """out [tokens, outputs] = x [tokens, inputs] W^T + bias (or None).
 
-    fine: what rounding a row of x to int8 leaves over is rounded in its turn and joins as a second row: 15 bits, for twice
-    the work. Rows of float32 and bfloat16 know no difference.
+    outliers: so many numbers of each row of x are not rounded to int8 but multiplied as they are (LLM.int8, Dettmers et al.
+    2022, arXiv 2208.07339): a few large ones set the scales of blocks that hold most of a row's error. Only kinds "int8" and
+    "int4" know a difference.
     """
     if "rows" in packed.arrays:
         # 1. rows of numbers: bfloat16 rounds x too, and adds up in float32
@@ -67,13 +67,18 @@ def packed_linear(x, packed, bias, out, fine=False):
     else:
         # 3. blocks: x in int8; a block's sum of products is whole and below 2^24, so that float32 holds it
         out[...] = 0
-        for numbers, x_scales in round_rows(x, fine):
-            for block in range(numbers.shape[1]):
-                sums = numbers[:, block] @ packed.arrays["numbers"][:, block].T.astype(np.float32)
-                out += sums * (x_scales[:, block, None] * packed.arrays["scales"][:, block])
-                if "minima" in packed.arrays:
-                    total = x_scales[:, block] * numbers[:, block].sum(axis=1)
-                    out += total[:, None] * packed.arrays["minima"][:, block]
+        numbers, x_scales, places, values = round_rows(x, outliers)
+        for block in range(numbers.shape[1]):
+            sums = numbers[:, block] @ packed.arrays["numbers"][:, block].T.astype(np.float32)
+            out += sums * (x_scales[:, block, None] * packed.arrays["scales"][:, block])
+            if "minima" in packed.arrays:
+                total = x_scales[:, block] * numbers[:, block].sum(axis=1)
+                out += total[:, None] * packed.arrays["minima"][:, block]
+        if outliers:
+            weights = np.empty((packed.outputs, packed.inputs), np.float32)
+            packed_rows(packed, np.arange(packed.outputs), weights)
+            for k in range(outliers):
+                out += values[:, k, None] * weights.T[places[:, k]]
     if bias is not None:
         out += bias
 
@@ -99,17 +104,21 @@ def packed_rows_of(packed):
     return _from_bits(rows) if packed.kind.startswith("bfloat16") else rows
 
 
-def round_rows(x, fine=False):
-    """[(numbers float32 [rows, blocks, 32], whole ones within -127..127; scales float32 [rows, blocks])] of x: float32
-    [rows, columns], padded with zeros; fine: a second pair holds what the first leaves over."""
-    blocks = in_blocks(x)
-    most = np.abs(blocks).max(axis=2)
+def round_rows(x, outliers=0):
+    """x: float32 [rows, columns], padded with zeros to blocks, as (numbers float32 [rows, blocks, 32], whole ones within
+    -127..127; scales float32 [rows, blocks]; places int [rows, outliers] and values float32 [rows, outliers] of numbers that
+    are zeros there: again and again the largest one of the block with the largest scale)."""
+    blocks = in_blocks(x).copy()
+    most, every = np.abs(blocks).max(axis=2), np.arange(len(x))
+    places, values = np.empty((len(x), outliers), np.int64), np.empty((len(x), outliers), np.float32)
+    for k in range(outliers):
+        block = (most / LARGEST).argmax(axis=1)
+        place = np.abs(blocks[every, block]).argmax(axis=1)
+        places[:, k], values[:, k] = block * BLOCK + place, blocks[every, block, place]
+        blocks[every, block, place] = 0
+        most[every, block] = np.abs(blocks[every, block]).max(axis=1)
     inverse = np.divide(LARGEST, most, out=np.zeros_like(most), where=most > 0)
-    steps, scales = blocks * inverse[..., None], most / LARGEST
-    numbers = np.rint(steps)
-    if not fine:
-        return [(numbers, scales)]
-    return [(numbers, scales), (np.rint((steps - numbers) * REST_STEPS), scales / REST_STEPS)]
+    return np.rint(blocks * inverse[..., None]), most / LARGEST, places, values
 
 
 def round_channel(values, by_step=True):

@@ -59,6 +59,32 @@ VEC_INLINE vi vi_nearest(vf x) {
     return __builtin_convertvector(vf_round(x), vi);
 }
 
+/* The first lane that is x; VF_WIDTH: none. */
+VEC_INLINE ptrdiff_t first_equal(vf v, float x) {
+#if defined(VEC_AVX512)
+    uint32_t lanes = _mm512_cmpeq_ps_mask((__m512)v, _mm512_set1_ps(x));
+#elif defined(VEC_AVX2)
+    uint32_t lanes = (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(x), _CMP_EQ_OQ));
+#else
+    uint32_t lanes = 0;
+    for (int i = 0; i < VF_WIDTH; i++) lanes |= (uint32_t)(v[i] == x) << i;
+#endif
+    return lanes ? __builtin_ctz(lanes) : VF_WIDTH;
+}
+
+/* Where the largest of x [count] >= 0 is, the first of equal ones (0 if none compares). */
+static ptrdiff_t largest_place(const float *x, ptrdiff_t count) {
+    vf most = vf_zero();
+    for (ptrdiff_t i = 0; i < count; i += VF_WIDTH)
+        most = vf_max(most, count - i < VF_WIDTH ? vf_load_first(x + i, count - i) : vf_load(x + i));
+    const float largest = vf_largest(most);
+    for (ptrdiff_t i = 0; i < count; i += VF_WIDTH) {
+        ptrdiff_t lane = first_equal(count - i < VF_WIDTH ? vf_load_first(x + i, count - i) : vf_load(x + i), largest);
+        if (lane < VF_WIDTH) return i + lane;
+    }
+    return 0;
+}
+
 /* The first `lanes` of numbers, a byte each. */
 VEC_INLINE void store_bytes(int8_t *out, vi numbers, ptrdiff_t lanes) {
 #if defined(VEC_AVX512)

@@ -16,7 +16,6 @@ enum {
     PAIR = 2 * BLOCK, /* columns of x are padded to it */
     GROUPS = BLOCK / 4,
     PANEL_AHEAD = 8192,
-    REST_STEPS = 254, /* rounding leaves at most half a step: 127 of these */
 };
 
 /* FEW rows read a panel as it lies, up to MANY rows in several turns, the later ones from L1; more rows unpack it first. */
@@ -41,14 +40,17 @@ typedef struct {
     int minimum;           /* there are minima */
 } PackedMatrix;
 
-/* Activations: numbers int8 [rows, pairs * PAIR], and for each block its scale, what its products with weights that are
- * stored DOT_OFFSET higher begin at (-DOT_OFFSET times the sum of its numbers), and the sum times the scale: [rows, 2 pairs]. */
+/* Activations: numbers int8 [rows, 2 pairs, BLOCK], and for each block its scale, what its products with weights that are
+ * stored DOT_OFFSET higher begin at (-DOT_OFFSET times the sum of its numbers), and the sum times the scale: [rows, 2 pairs].
+ * Outliers are zeros among the numbers: where they were in their row, and what: [rows, outliers]. */
 typedef struct {
     int8_t *numbers;
     float *scales;
     int32_t *offsets;
     float *scaled_sums;
-    ptrdiff_t pairs;
+    uint32_t *places;
+    float *values;
+    ptrdiff_t pairs, outliers;
 } QuantizedRows;
 
 VEC_INLINE ptrdiff_t packed_scale_bytes(int half) { return VF_WIDTH * (half && HALF_SCALES ? 2 : 4); }
@@ -68,44 +70,79 @@ VEC_INLINE vf load_scale(const uint8_t *p, int half) {
 
 /* ---- activations ---- */
 
-/* Blocks block..block+count-1 (at most VF_WIDTH) of a row: what their scales and sums become. */
-VEC_INLINE void store_block_scales(vf scale, const vi *sums, ptrdiff_t count, float *scales, int32_t *offsets, float *scaled_sums) {
-    vi total = sum_of_each(sums);
-    vf_store_first(scales, scale, count);
-    vi_store_first(offsets, total * -DOT_OFFSET, count);
-    vf_store_first(scaled_sums, scale * vf_from_int(total), count);
+enum { BLOCK_VECTORS = BLOCK / VF_WIDTH };
+
+/* Block `place` of all rows' blocks = x. */
+VEC_INLINE void round_x_block(const vf x[BLOCK_VECTORS], const QuantizedRows *rows, ptrdiff_t place) {
+    vf most = vf_zero();
+    vi sum = vi_set(0);
+    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) most = vf_max(most, vf_abs(x[i]));
+    const float largest = vf_largest(most), inverse = largest > 0 ? 127.0f / largest : 0;
+    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) {
+        vi rounded = vi_nearest(x[i] * inverse);
+        sum += rounded;
+        store_bytes(rows->numbers + place * BLOCK + i * VF_WIDTH, rounded, VF_WIDTH);
+    }
+    const int32_t total = vi_sum(sum);
+    rows->scales[place] = largest / 127.0f;
+    rows->offsets[place] = total * -DOT_OFFSET;
+    rows->scaled_sums[place] = rows->scales[place] * (float)total;
 }
 
-/* One row of x [columns], padded with zeros to whole pairs: round(x / scale) with scale = max |x| / 127 of each block.
- * fine: a second row follows with what rounding left over, in steps REST_STEPS times as fine: together 15 bits. */
-static void quantize_row(const float *x, ptrdiff_t columns, int fine, ptrdiff_t pairs, int8_t *numbers, float *scales,
-                         int32_t *offsets, float *scaled_sums) {
-    enum { VECTORS = BLOCK / VF_WIDTH };
-    for (ptrdiff_t block = 0, rest = 2 * pairs; block < 2 * pairs; block += VF_WIDTH, rest += VF_WIDTH) {
+/* A rounded row's outliers: again and again the largest number of the block with the largest scale, which is rounded anew
+ * without it. */
+static void take_outliers(const float *x, ptrdiff_t columns, const QuantizedRows *rows, ptrdiff_t row) {
+    const ptrdiff_t blocks = 2 * rows->pairs;
+    uint32_t *places = rows->places + row * rows->outliers;
+    float *values = rows->values + row * rows->outliers;
+    for (ptrdiff_t k = 0; k < rows->outliers; k++) {
+        const ptrdiff_t block = largest_place(rows->scales + row * blocks, blocks), start = block * BLOCK;
+        vf left[BLOCK_VECTORS], most = vf_zero();
+        load_group(x + start, columns - start, BLOCK_VECTORS, left);
+        for (ptrdiff_t taken = 0; taken < k; taken++)
+            UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+                left[i] = vf_select(vi_lanes() == (int32_t)(places[taken] - start - i * VF_WIDTH), vf_zero(), left[i]);
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) most = vf_max(most, vf_abs(left[i]));
+        const float largest = vf_largest(most);
+        ptrdiff_t at = 0;
+        for (int i = BLOCK_VECTORS - 1; i >= 0; i--) {
+            ptrdiff_t lane = first_equal(vf_abs(left[i]), largest);
+            if (lane < VF_WIDTH) at = i * VF_WIDTH + lane;
+        }
+        places[k] = (uint32_t)(start + at), values[k] = largest > 0 ? x[start + at] : 0;
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+            left[i] = vf_select(vi_lanes() == (int32_t)(at - i * VF_WIDTH), vf_zero(), left[i]);
+        round_x_block(left, rows, row * blocks + block);
+    }
+}
+
+/* One row of x [columns], padded with zeros to whole pairs: round(x / scale) with scale = max |x| / 127 of each block. */
+static void quantize_row(const float *x, ptrdiff_t columns, const QuantizedRows *rows, ptrdiff_t row) {
+    const ptrdiff_t blocks = 2 * rows->pairs, first = row * blocks;
+    int8_t *numbers = rows->numbers + first * BLOCK;
+    for (ptrdiff_t block = 0; block < blocks; block += VF_WIDTH) {
         float inverses[VF_WIDTH];
-        vi sums[VF_WIDTH], rest_sums[VF_WIDTH];
-        ptrdiff_t count = 2 * pairs - block < VF_WIDTH ? 2 * pairs - block : VF_WIDTH;
-        vf scale = group_scales(x + block * BLOCK, BLOCK, count, columns - block * BLOCK, VECTORS, inverses);
-        for (ptrdiff_t b = 0; b < VF_WIDTH; b++) sums[b] = rest_sums[b] = vi_set(0);
+        vi sums[VF_WIDTH];
+        ptrdiff_t count = blocks - block < VF_WIDTH ? blocks - block : VF_WIDTH;
+        vf scale = group_scales(x + block * BLOCK, BLOCK, count, columns - block * BLOCK, BLOCK_VECTORS, inverses);
+        for (ptrdiff_t b = 0; b < VF_WIDTH; b++) sums[b] = vi_set(0);
         for (ptrdiff_t b = 0; b < count; b++) {
-            vf parts[VECTORS];
-            vi sum = vi_set(0), rest_sum = vi_set(0); /* not in place: a store of bytes may be to anywhere, for all the compiler knows */
-            load_group(x + (block + b) * BLOCK, columns - (block + b) * BLOCK, VECTORS, parts);
-            UNROLL for (int i = 0; i < VECTORS; i++) {
-                parts[i] = parts[i] * inverses[b];
-                vi rounded = vi_nearest(parts[i]);
+            vf parts[BLOCK_VECTORS];
+            vi sum = vi_set(0); /* not in place: a store of bytes may be to anywhere, for all the compiler knows */
+            load_group(x + (block + b) * BLOCK, columns - (block + b) * BLOCK, BLOCK_VECTORS, parts);
+            UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) {
+                vi rounded = vi_nearest(parts[i] * inverses[b]);
                 sum += rounded;
                 store_bytes(numbers + (block + b) * BLOCK + i * VF_WIDTH, rounded, VF_WIDTH);
-                if (!fine) continue;
-                rounded = vi_nearest((parts[i] - vf_from_int(rounded)) * (float)REST_STEPS);
-                rest_sum += rounded;
-                store_bytes(numbers + (rest + b) * BLOCK + i * VF_WIDTH, rounded, VF_WIDTH);
             }
-            sums[b] = sum, rest_sums[b] = rest_sum;
+            sums[b] = sum;
         }
-        store_block_scales(scale, sums, count, scales + block, offsets + block, scaled_sums + block);
-        if (fine) store_block_scales(scale / REST_STEPS, rest_sums, count, scales + rest, offsets + rest, scaled_sums + rest);
+        vi total = sum_of_each(sums);
+        vf_store_first(rows->scales + first + block, scale, count);
+        vi_store_first(rows->offsets + first + block, total * -DOT_OFFSET, count);
+        vf_store_first(rows->scaled_sums + first + block, scale * vf_from_int(total), count);
     }
+    if (rows->outliers) take_outliers(x, columns, rows, row);
 }
 
 /* ---- the product of one block, and a panel as the tiles read it ---- */
@@ -155,6 +192,13 @@ static OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t 
     if (panels < PANELS_TILE) open.next = 0;
     return open;
 }
+
+/* Weights of one input in all columns of a panel: what the dot with `one`, 1 in the input's byte and 0 in the others, comes to. */
+VEC_INLINE vi one_input(vi numbers, vi one, const int offset, const int nibbles) {
+    return nibbles ? vi_chain_sum(vi_chain_dot(vi_set(0), numbers, one)) : vi_dot(vi_set(-offset), numbers, one);
+}
+
+static const int32_t BYTE_ONE[4] = {1, 1 << 8, 1 << 16, 1 << 24};
 
 /* sums [rows][PANELS_TILE * VF_WIDTH]: rows of x against open panels, of which the first is given. Addresses are a start and a
  * stride each (channel.h says why). */
@@ -214,6 +258,24 @@ VEC_INLINE void open_tile(const int rows, const int half, const int minimum, con
         }
         weights += h ? scale_bytes * (minimum ? 4 : 2) : 0;
         scales++, offsets++, scaled_sums++;
+    }
+    /* Outliers lie elsewhere in every row. */
+    const uint32_t *places = x->places + first_row * x->outliers;
+    const float *values = x->values + first_row * x->outliers;
+    for (ptrdiff_t k = 0; k < x->outliers; k++, places++, values++) {
+        UNROLL for (int i = 0; i < rows; i++) {
+            const size_t place = places[i * x->outliers], block = place / BLOCK, h = block % 2;
+            const uint8_t *pair = open->pairs + block / 2 * packed_pair_bytes(8, half, minimum);
+            const uint8_t *in = pair + h * block_bytes + place % BLOCK / 4 * VF_WIDTH * 4;
+            const uint8_t *w_scales = pair + 2 * block_bytes + h * scale_bytes;
+            const float value = values[i * x->outliers];
+            UNROLL for (int p = 0; p < PANELS_TILE; p++) {
+                vi dot = one_input(vi_load(in + p * next), vi_set(BYTE_ONE[place % 4]), offset, nibbles);
+                total[i][p] = add_block(total[i][p], dot, load_scale(w_scales + p * next, half), value);
+                if (minimum)
+                    total[i][p] = vf_fma(load_scale(w_scales + p * next + 2 * scale_bytes, half), vf_set(value), total[i][p]);
+            }
+        }
     }
     UNROLL for (int i = 0; i < rows; i++) {
         UNROLL for (int p = 0; p < PANELS_TILE; p++) vf_store(sums + (i * PANELS_TILE + p) * VF_WIDTH, total[i][p]);
@@ -305,6 +367,20 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
             }
         }
     }
+    const uint32_t *places = x->places + first_row * x->outliers;
+    const float *values = x->values + first_row * x->outliers;
+    for (ptrdiff_t k = 0; k < x->outliers; k++, places++, values++)
+        for (int i = 0; i < rows; i++) {
+            const size_t place = places[i * x->outliers], block = place / BLOCK, h = block % 2;
+            const size_t group = place % BLOCK / 4, stored = bits == 4 ? group % (GROUPS / 2) : group;
+            const uint8_t *first = w->data + panel * w->panel_bytes + block / 2 * packed_pair_bytes(bits, half, minimum);
+            const uint8_t *scale_place = first + 2 * block_bytes + h * scale_bytes;
+            vi column = vi_load(first + h * block_bytes + stored * VF_WIDTH * 4);
+            if (bits == 4) column = (group == stored ? column : column >> 4) & 0x0f0f0f0f;
+            vi dot = one_input(column, vi_set(BYTE_ONE[place % 4]), offset, bits == 4);
+            total[i] = add_block(total[i], dot, load_scale(scale_place, half), values[i * x->outliers]);
+            if (minimum) total[i] = vf_fma(load_scale(scale_place + 2 * scale_bytes, half), vf_set(values[i * x->outliers]), total[i]);
+        }
     for (int i = 0; i < rows; i++) vf_store(sums + i * VF_WIDTH, total[i]);
 }
 

@@ -103,18 +103,18 @@ def step_of(values, kind):
 @pytest.mark.parametrize("tokens", [0, 1, 3, 4, 5, 13, 70])
 @pytest.mark.parametrize(("name", "kind"), PRODUCTS)
 def test_products_match_the_reference(kernel, rng, name, kind, tokens):
-    fine = tokens in (1, 4, 13)
     for outputs, inputs in sizes_of(name):
+        outliers = {1: inputs, 4: 2, 13: 1, 70: -(-inputs // 16)}.get(tokens, 0)  # as many as there are, and more
         raw = raw_weight(rng, name, outputs, inputs)
         x = rng.standard_normal((tokens, inputs), dtype=np.float32) * rng.uniform(0.1, 10, (tokens, 1)).astype(
             np.float32
         )
         bias = rng.standard_normal(outputs, dtype=np.float32) if tokens % 2 else None
         out = np.full((tokens, outputs), np.nan, np.float32)
-        kernel.packed_linear(x, kernel.pack_weight(raw, name, outputs, inputs, kind), bias, out, fine)
+        kernel.packed_linear(x, kernel.pack_weight(raw, name, outputs, inputs, kind), bias, out, outliers)
         expected = np.empty_like(out)
         packed = reference.pack_weight(raw, name, outputs, inputs, kind)
-        reference.packed_linear(x, packed, bias, expected, fine)
+        reference.packed_linear(x, packed, bias, expected, outliers)
         magnitude = np.abs(x) @ np.abs(unpacked(reference, packed)).T + (0 if bias is None else np.abs(bias))
         assert (np.abs(out - expected) <= SUM_TOLERANCE * magnitude + offsets_of(packed, x)).all()
 
@@ -127,25 +127,57 @@ def offsets_of(packed, x):
     return 2 * SUM_TOLERANCE * (magnitudes @ np.abs(packed.arrays["minima"]).T)
 
 
-@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("outliers", [0, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_is_near_the_plain_product(rng, kind, fine):
+def test_the_reference_is_near_the_plain_product(rng, kind, outliers):
     """The oracle of the others, itself against float64 over the dequantized values."""
     outputs, inputs, tokens = 40, 256, 9
     for name in formats.BY_NAME:
         raw = raw_weight(rng, name, outputs, inputs)
         x = rng.standard_normal((tokens, inputs), dtype=np.float32)
         packed, out = reference.pack_weight(raw, name, outputs, inputs, kind), np.empty((tokens, outputs), np.float32)
-        reference.packed_linear(x, packed, None, out, fine)
+        reference.packed_linear(x, packed, None, out, outliers)
         rows = unpacked(reference, packed).astype(np.float64)
         truth = x.astype(np.float64) @ rows.T
         # each number of x is off by half a step at most, steps are as likely up as down
         step = 0 if kind.startswith(("float32", "bfloat16")) else np.abs(x).max() / 127
-        step /= reference.REST_STEPS if fine and kind in ("int8", "int4") else 1
         spread = step / np.sqrt(12) * np.sqrt((rows**2).sum(axis=1))
         if kind.startswith("bfloat16"):
             spread = ROUNDED_ULP * np.sqrt(((np.abs(x).max() * rows) ** 2).sum(axis=1))
         assert (np.abs(out - truth) <= 6 * spread + 1e-5 * (np.abs(x) @ np.abs(rows).T)).all(), name
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_outliers_cost_their_blocks_nothing(kernel, rng, kind, tokens):
+    """Each row has its own, two of them in one block."""
+    outputs, inputs = 50, 20 * BLOCK
+    packed = kernel.pack_weight(raw_weight(rng, "Q8_0", outputs, inputs), "Q8_0", outputs, inputs, kind)
+    x = rng.uniform(-1, 1, (tokens, inputs)).astype(np.float32)
+    blocks = np.stack([rng.permutation(20)[:2] for _ in range(tokens)]) * BLOCK
+    np.put_along_axis(x, np.concatenate([blocks + 7, blocks[:, :1] + 30], axis=1), np.float32([300, -500, -400]), axis=1)
+    out = np.full((4, tokens, outputs), np.nan, np.float32)
+    for i, outliers in enumerate((0, 2, 3, inputs)):
+        kernel.packed_linear(x, packed, None, out[i], outliers)
+    truth = x.astype(np.float64) @ unpacked(kernel, packed).astype(np.float64).T
+    errors = np.sqrt(((out - truth) ** 2).mean(axis=(1, 2)))
+    assert errors[2] < errors[:2].min() / 10 and errors[3] < errors[2] / 10
+
+
+def test_of_numbers_as_large_the_first_is_the_outlier(kernel):
+    """Blocks of the same numbers: what is left of the first one is rounded in finer steps."""
+    x = np.tile(np.float32([-1, 0.3, 1] + 29 * [0.1]), 3)[None]
+    weight = np.repeat(np.float32([1, 2, 4]), BLOCK)[None]
+    packed, found = kernel.pack_weight(weight.view(np.uint8), "F32", 1, 3 * BLOCK, "int8"), []
+    for outliers in range(1, 7):
+        out = np.empty((1, 1), np.float32)
+        kernel.packed_linear(x, packed, None, out, outliers)
+        found.append(out[0, 0])
+    coarse = np.rint(0.3 * 127) / 127 + 29 * np.rint(0.1 * 127) / 127
+    fine = 0.3 + 29 * 0.3 * np.rint(0.1 / 0.3 * 127) / 127
+    # the first block until its steps are finer, then the next one; the two of a block sum to zero
+    expected = [7 * coarse, 6 * coarse + fine, 6 * coarse + fine, 4 * coarse + 3 * fine, 4 * coarse + 3 * fine, 7 * fine]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", CHANNEL_KIND])
@@ -170,17 +202,18 @@ def test_zeros_stay_zeros(kernel, kind):
     np.testing.assert_array_equal(out, np.zeros_like(out))
 
 
+@pytest.mark.parametrize("outliers", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [2, 9, 40])
-def test_a_row_does_not_depend_on_its_neighbours(kernel, rng, kind, tokens):
+def test_a_row_does_not_depend_on_its_neighbours(kernel, rng, kind, tokens, outliers):
     outputs, inputs = 70, 192
     packed = kernel.pack_weight(raw_weight(rng, "Q8_0", outputs, inputs), "Q8_0", outputs, inputs, kind)
     x = rng.standard_normal((tokens, inputs), dtype=np.float32)
     out = np.empty((tokens, outputs), np.float32)
-    kernel.packed_linear(x, packed, None, out)
+    kernel.packed_linear(x, packed, None, out, outliers)
     for t in (0, tokens - 1):
         alone = np.empty((1, outputs), np.float32)
-        kernel.packed_linear(x[t : t + 1], packed, None, alone)
+        kernel.packed_linear(x[t : t + 1], packed, None, alone, outliers)
         if kind in ("int8", "int4", CHANNEL_KIND):
             np.testing.assert_array_equal(alone[0], out[t])
         else:
