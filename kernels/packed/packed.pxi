@@ -185,6 +185,9 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
         row = 0
         while row < op.tokens:
             rows = min(ROWS_TILE, op.tokens - row)
+            ask_for_panels(w, panel + PANELS_TILE, row, rows, op.tokens)
+            if op.mode == LINEAR_GATE:
+                ask_for_panels(up, panel + PANELS_TILE, row, rows, op.tokens)
             # the tile's places in out are asked for now and needed when its sums are done
             for t in range(rows):
                 for p in range(panels):
@@ -198,6 +201,16 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
                                    gated + (t * PANELS_TILE + p) * VF_WIDTH)
             row += rows
         panel += panels
+
+
+cdef inline void ask_for_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t all_rows) noexcept nogil:
+    """A share of a tile's panels from `panel` on, that of `rows` of all rows: they come from memory while the ones before are
+    multiplied."""
+    cdef ptrdiff_t bytes = min(PANELS_TILE, panels_of(w) - panel) * w.panel_bytes, line = bytes * row // all_rows // 64 * 64
+    cdef const uint8_t *start = w.data + panel * w.panel_bytes
+    while line < bytes * (row + rows) // all_rows:
+        prefetch_read(start + line)
+        line += 64
 
 
 cdef inline float *place_of_sum(const LinearTask *op, ptrdiff_t i, ptrdiff_t row, ptrdiff_t panel) noexcept nogil:
