@@ -242,17 +242,17 @@ VEC_INLINE vf vf_exp(vf x) {
 }
 
 /* e^x for x <= 0, as a softmax needs it: off by 2^-22 of it, and by |x| 2^-24 where x is far below. -inf gives 0; NaN stays.
- * 2^t of the fraction of t = x log2(e) is one polynomial (least relative error), a scaling takes the rest of t: nine
+ * 2^t of the fraction of t = x log2(e) is one polynomial (least relative error with 2^0 = 1), a scaling takes the rest of t: nine
  * instructions where vf_exp takes seventeen. */
 VEC_INLINE vf vf_exp_negative(vf x) {
 #if defined(VEC_AVX512) && defined(__AVX512DQ__)
     vf t = x * 1.44269504088896341f;
     vf r = (vf)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    vf p = vf_fma(r, vf_set(1.877576683e-3f), vf_set(8.989340142e-3f));
-    p = vf_fma(p, r, vf_set(5.582631793e-2f));
-    p = vf_fma(p, r, vf_set(2.401536171e-1f));
-    p = vf_fma(p, r, vf_set(6.931530732e-1f));
-    p = vf_fma(p, r, vf_set(9.999999251e-1f));
+    vf p = vf_fma(r, vf_set(1.86713005e-3f), vf_set(9.01703071e-3f));
+    p = vf_fma(p, r, vf_set(5.57999127e-2f));
+    p = vf_fma(p, r, vf_set(2.40164444e-1f));
+    p = vf_fma(p, r, vf_set(6.93151295e-1f));
+    p = vf_fma(p, r, vf_set(1.0f));
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)t);
 #else
     return vf_exp(x);

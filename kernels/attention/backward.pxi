@@ -164,11 +164,11 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
     """Rows row..row+rows-1 of the tile of queries: their weights and d_scores, and what these keys add to d_queries."""
     cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen), words = words_of(op, seen)
     cdef ptrdiff_t dim = op.dim, i, place = (span.batch * op.heads + head) * op.queries + span.q_start + first + row
-    cdef float *weights
-    cdef float *d_weights
+    cdef float *weights = t.weights + row * KEY_TILE
     cdef float *d_scores = t.d_weights + row * KEY_TILE
-    cdef float shift
-    cdef float kept[KEY_TILE]
+    cdef float shifts[GROUP]
+    cdef float deltas[GROUP]
+    cdef float kept[GROUP * KEY_TILE]
     if seen.first >= seen.end:
         return
     # weights = exp(scale q k^T - log_sum_exp)
@@ -178,34 +178,30 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
     multiply_group(op, t.d_outs + row * op.words, op.words, 1, rows, t.values_t + wide.first, KEY_TILE,
                    t.d_weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
     for i in range(rows):
-        weights, d_weights = t.weights + (row + i) * KEY_TILE, t.d_weights + (row + i) * KEY_TILE
-        hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
-        shift = op.log_sum_exp[place + i]
-        exponentials(weights, wide, 0 if shift == -INFINITY else shift)
-        # d_scores = weights * (kept * d_weights - delta); then the weights that blended: weights * kept
+        hide(weights + i * KEY_TILE, wide, seen_by(op, span, first + row + i, 1, key, keys))
+        shifts[i], deltas[i] = op.log_sum_exp[place + i], op.delta[place + i]
+        if shifts[i] == -INFINITY:
+            shifts[i] = 0
         if op.drop:
-            drop_row(op, span, head, first + row + i, key, kept)
-            multiply_row_by(d_weights, wide, kept)
-        row_d_scores(d_weights, weights, wide, op.delta[place + i])
-        if op.drop:
-            multiply_row_by(weights, wide, kept)
-        if op.pairs:
-            round_along(d_weights, wide, t.d_scores + i * KEY_TILE)
-    if op.pairs:  # for the sums over queries; GROUP is even, so both of a pair are here
+            drop_row(op, span, head, first + row + i, key, kept + i * KEY_TILE)
+    # d_scores = weights * (kept * d_weights - delta); then the weights that blended: weights * kept
+    if op.pairs:  # for the sums over queries too; GROUP is even, so both of a pair are here
+        i = 0
+        while i < rows:
+            row_gradients_in_pairs(
+                weights + i * KEY_TILE, d_scores + i * KEY_TILE, min(2, rows - i), wide.first, wide.end, shifts + i, deltas + i,
+                kept + i * KEY_TILE if op.drop else NULL, t.d_scores + i * KEY_TILE,
+                t.weights + (row + i) // 2 * KEY_TILE, t.d_weights + (row + i) // 2 * KEY_TILE,
+            )
+            i += 2
         d_scores = t.d_scores
-        round_across(t.weights + row * KEY_TILE, rows, wide, t.weights + row // 2 * KEY_TILE)
-        round_across(t.d_weights + row * KEY_TILE, rows, wide, t.d_weights + row // 2 * KEY_TILE)
+    else:
+        for i in range(rows):
+            row_gradients(weights + i * KEY_TILE, d_scores + i * KEY_TILE, wide.first, wide.end, shifts[i], deltas[i],
+                          kept + i * KEY_TILE if op.drop else NULL)
     # d_queries += d_scores k, still to be scaled
     multiply_group(op, d_scores + words.first, KEY_TILE, 1, rows, t.keys + words.first * dim, dim, d_queries + row * dim,
                    dim, dim, words.end - words.first, True)
-
-
-cdef inline void row_d_scores(float *d_weights, const float *weights, Range wide, float delta) noexcept nogil:
-    cdef vf deltas = vf_set(delta)
-    cdef ptrdiff_t j = wide.first
-    while j < wide.end:
-        vf_store(d_weights + j, vf_mul(vf_load(weights + j), vf_sub(vf_load(d_weights + j), deltas)))
-        j += VF_WIDTH
 
 
 cdef void add_parts(void *argument, ptrdiff_t task) noexcept nogil:

@@ -74,7 +74,8 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
     cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen), words = words_of(op, seen)
     cdef ptrdiff_t dim = op.dim, i
     cdef float *weights
-    cdef float largest, shift, correction
+    cdef float shrink
+    cdef vf total
     cdef float kept[KEY_TILE]
     if seen.first >= seen.end:
         return
@@ -85,20 +86,14 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
     for i in range(rows):
         weights = t.weights + i * KEY_TILE
         hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
-        largest = max(t.largest[row + i], row_largest(weights, wide))
-        shift = 0 if largest == -INFINITY else largest
-        if largest > t.largest[row + i]:
-            if t.largest[row + i] != -INFINITY:
-                correction = expf(t.largest[row + i] - shift)
-                scale_row(t.totals + (row + i) * VF_WIDTH, correction, VF_WIDTH)
-                scale_row(t.blend + (row + i) * dim, correction, dim)
-            t.largest[row + i] = largest
-        add_to(t.totals + (row + i) * VF_WIDTH, exponentials(weights, wide, shift))
         if op.drop:
             drop_row(op, span, head, first + row + i, key, kept)
-            multiply_row_by(weights, wide, kept)
-        if op.pairs:
-            round_along(weights, wide, weights)
+        shrink = 1
+        total = softmax_row(weights, wide.first, wide.end, t.largest + row + i, &shrink, op.pairs, kept if op.drop else NULL)
+        if shrink != 1:
+            scale_row(t.totals + (row + i) * VF_WIDTH, shrink, VF_WIDTH)
+            scale_row(t.blend + (row + i) * dim, shrink, dim)
+        add_to(t.totals + (row + i) * VF_WIDTH, total)
     # blend += weights v
     multiply_group(op, t.weights + words.first, KEY_TILE, 1, rows, t.values + words.first * dim, dim, t.blend + row * dim,
                    dim, dim, words.end - words.first, True)

@@ -1,8 +1,8 @@
 """Attention in Cython: tiles of queries meet tiles of keys in a thread's scratch. Shapes and meaning: reference.py.
 
 With pairs, the small products multiply pairs of bfloat16: what they read is rounded as it is packed, the weights and their
-gradients as they are made; all else is float32. sight.pxi: which keys a query sees, one row of scores; forward.pxi: online softmax over tiles of keys; backward.pxi:
-d_k, d_v by the task that owns the keys. Every number has one writer and one order of sums, whatever the threads.
+gradients as they are made; all else is float32. sight.pxi: which keys a query sees; rows.h: one row of scores; forward.pxi: online softmax
+over tiles of keys; backward.pxi: d_k, d_v by the task that owns the keys. Every number has one writer and one order of sums, whatever the threads.
 Source of the tiles: Dao et al. 2022 (arXiv 2205.14135).
 """
 
@@ -12,6 +12,14 @@ from libc.math cimport INFINITY, expf, logf
 from libc.string cimport memset
 
 from fastmixer.kernels.philox import keep_scale, keep_threshold
+
+cdef extern from "attention/rows.h" nogil:
+    enum: KEY_TILE
+    vf softmax_row(float *scores, ptrdiff_t first, ptrdiff_t end, float *largest, float *shrink, int pairs, const float *kept)
+    void row_gradients(float *weights, float *d_weights, ptrdiff_t first, ptrdiff_t end, float shift, float delta, const float *kept)
+    void row_gradients_in_pairs(const float *weights, const float *d_weights, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t end,
+                                const float *shifts, const float *deltas, const float *kept, float *d_scores, float *couples,
+                                float *d_couples)
 
 cdef extern from "attention/tile.h" nogil:
     enum: VALUE_ROWS

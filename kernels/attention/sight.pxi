@@ -2,7 +2,6 @@
 
 cdef enum:
     QUERY_TILE = 64
-    KEY_TILE = 64  # as many as philox_batch has words; keys and values of 64 fit L1 and a corner of L2
     GROUP = VALUE_ROWS  # rows that a small product makes together; divides VF_WIDTH, so that a group stays in one vector
 
 
@@ -151,59 +150,17 @@ cdef inline void pack_turned(const Attention *op, const float *x, ptrdiff_t stri
         pack_transposed(x, stride, count, op.head_dim, out, KEY_TILE)
 
 
-cdef inline void round_along(const float *row, Range wide, float *out) noexcept nogil:
-    """Columns of a row as pairs of neighbours, at their places in out; out may be row."""
-    cdef ptrdiff_t j = wide.first
-    while j + VF_WIDTH < wide.end:
-        vf_store(out + j // 2, bf16_neighbours(vf_load(row + j), vf_load(row + j + VF_WIDTH)))
-        j += 2 * VF_WIDTH
-    if j < wide.end:
-        vf_store_first(out + j // 2, bf16_neighbours(vf_load(row + j), vf_zero()), VF_WIDTH // 2)
-
-
-cdef inline void round_across(const float *rows, ptrdiff_t count, Range wide, float *out) noexcept nogil:
-    """Rows [count, KEY_TILE] as pairs of one number of each of two rows, [count / 2, KEY_TILE]; out may be at or before rows."""
-    cdef ptrdiff_t i = 0, j
-    cdef vf second
-    while i < count:
-        j = wide.first
-        while j < wide.end:
-            second = vf_load(rows + (i + 1) * KEY_TILE + j) if i + 1 < count else vf_zero()
-            vf_store(out + i // 2 * KEY_TILE + j, bf16_couples(vf_load(rows + i * KEY_TILE + j), second))
-            j += VF_WIDTH
-        i += 2
-
-
 # ---- one row of a tile of scores, columns wide.first..wide.end-1 ----
 
 cdef inline void hide(float *scores, Range wide, Range seen) noexcept nogil:
     """-inf outside of what is seen."""
     cdef ptrdiff_t j = wide.first
+    if seen.first <= wide.first and seen.end >= wide.end:
+        return
     while j < wide.end:
         if j < seen.first or j + VF_WIDTH > seen.end:
             vf_store(scores + j, vf_only(vf_load(scores + j), seen.first - j, seen.end - j))
         j += VF_WIDTH
-
-
-cdef inline float row_largest(const float *scores, Range wide) noexcept nogil:
-    cdef vf largest = vf_set(-INFINITY)
-    cdef ptrdiff_t j = wide.first
-    while j < wide.end:
-        largest = vf_max(largest, vf_load(scores + j))
-        j += VF_WIDTH
-    return vf_largest(largest)
-
-
-cdef inline vf exponentials(float *scores, Range wide, float shift) noexcept nogil:
-    """scores = exp(scores - shift); returns their sum, a part in each lane."""
-    cdef vf total = vf_zero(), value, shifts = vf_set(shift)
-    cdef ptrdiff_t j = wide.first
-    while j < wide.end:
-        value = vf_exp(vf_sub(vf_load(scores + j), shifts))
-        vf_store(scores + j, value)
-        total = vf_add(total, value)
-        j += VF_WIDTH
-    return total
 
 
 cdef inline void scale_row(float *row, float factor, ptrdiff_t count) noexcept nogil:
@@ -222,10 +179,3 @@ cdef inline void drop_row(const Attention *op, const Span *span, ptrdiff_t head,
     philox_batch(op.seed, <uint32_t>(key // 4), <uint32_t>query, <uint32_t>head, <uint32_t>span.sequence, words)
     for j in range(KEY_TILE):
         kept[j] = op.keep if words[j] >= op.threshold else 0
-
-
-cdef inline void multiply_row_by(float *row, Range wide, const float *factors) noexcept nogil:
-    cdef ptrdiff_t j = wide.first
-    while j < wide.end:
-        vf_store(row + j, vf_mul(vf_load(row + j), vf_load(factors + j)))
-        j += VF_WIDTH

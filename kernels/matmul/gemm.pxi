@@ -66,7 +66,7 @@ cdef enum:
     MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
     MIN_COLUMNS = 96  # columns of B a task, in whole groups: more of them save readings (and packings) of A
     MAX_COLUMNS = 384
-    PACKED_ROWS = 192  # rows of A that are packed at once: 256 tokens of them are 192 KB, 384 are 288 KB
+    PACKED_ROWS = 256  # rows of A that are packed at once: 256 tokens of them are 256 KB, 512 half of an L2
     FEW_ROWS = 4  # products of so few rows read B where it lies (few_rows.pxi)
 
 

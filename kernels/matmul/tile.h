@@ -12,20 +12,19 @@
 #if VF_REGISTERS == 32
 #define TILE_ROWS 8
 #define TILE_VECTORS 3 /* 24 sums, 3 of B, and what broadcasts need */
-#define K_BLOCK 384 /* A's block of 256 rows is 384 KB and stays in L2 while panels of B, 72 KB each, pass by */
 #define FIRST_TILE_PACKS 1 /* a panel is packed by the tile that meets it first */
 #define UNROLL_K
 #else
 #define TILE_ROWS 6
 #define TILE_VECTORS 2 /* 12 sums, 2 of B, 1 broadcast: 15 of 16 registers */
-/* On a Zen 3 (AVX2, 12 multiply-adds in 6 cycles): blocks of 768 instead of 384 gave 3 %, panels packed in groups by a copy 2 %,
- * and four k a turn of the loop 4 %, 12 % for a weight's gradient: other work on the core leaves fewer slots than k's 23 steps. */
-#define K_BLOCK 768
+/* On a Zen 3 (AVX2, 12 multiply-adds in 6 cycles): panels packed in groups by a copy gave 2 %, and four k a turn of the loop 4 %,
+ * 12 % for a weight's gradient: other work on the core leaves fewer slots than k's 23 steps. On a Zen 4 neither helps AVX-512. */
 #define FIRST_TILE_PACKS 0
 #define UNROLL_K UNROLL_FOUR
 #endif
 #define TILE_COLUMNS (TILE_VECTORS * VF_WIDTH)
 #define TILE_SUMS (TILE_ROWS * TILE_VECTORS)
+#define K_BLOCK 768 /* half of it: 3 % slower on a Zen 3, 1 % on a Zen 4, and 7 % where k is a vocabulary */
 #define GROUP_PANELS (48 / TILE_COLUMNS) /* panels of B that are packed and multiplied side by side: three lines of each row */
 #define PACK_AHEAD 8 /* rows of B that the packing tile asks for ahead of their use: 3 % of a product of 256 rows */
 #define DOT_PARTS 4 /* independent sums of one product: they hide the latency of the multiply-add */
