@@ -27,7 +27,7 @@ cdef extern from "packed/tile.h" nogil:
         float *scales
         int32_t *offsets
         float *scaled_sums
-        int32_t *places
+        uint32_t *places
         float *values
         ptrdiff_t pairs, outliers
     ctypedef struct OpenPanels:
@@ -85,7 +85,7 @@ cdef inline QuantizedRows carve_quantized(void *memory, ptrdiff_t tokens, ptrdif
     rows.scales = <float *>(rows.numbers + blocks * BLOCK)
     rows.offsets = <int32_t *>(rows.scales + blocks)
     rows.scaled_sums = <float *>(rows.offsets + blocks)
-    rows.places = <int32_t *>(rows.scaled_sums + blocks)
+    rows.places = <uint32_t *>(rows.scaled_sums + blocks)
     rows.values = <float *>(rows.places + tokens * outliers)
     return rows
 
