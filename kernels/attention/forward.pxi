@@ -88,7 +88,6 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
         hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
         if op.drop:
             drop_row(op, span, head, first + row + i, key, kept)
-        shrink = 1
         total = softmax_row(weights, wide.first, wide.end, t.largest + row + i, &shrink, op.pairs, kept if op.drop else NULL)
         if shrink != 1:
             scale_row(t.totals + (row + i) * VF_WIDTH, shrink, VF_WIDTH)

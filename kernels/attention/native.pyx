@@ -1,14 +1,15 @@
 """Attention in Cython: tiles of queries meet tiles of keys in a thread's scratch. Shapes and meaning: reference.py.
 
 With pairs, the small products multiply pairs of bfloat16: what they read is rounded as it is packed, the weights and their
-gradients as they are made; all else is float32. sight.pxi: which keys a query sees; rows.h: one row of scores; forward.pxi: online softmax
-over tiles of keys; backward.pxi: d_k, d_v by the task that owns the keys. Every number has one writer and one order of sums, whatever the threads.
+gradients as they are made; all else is float32. sight.pxi: which keys a query sees; rows.h: rows of scores; forward.pxi:
+online softmax over tiles of keys; backward.pxi: d_k, d_v by the task that owns the keys. Every number has one writer and one
+order of sums, whatever the threads.
 Source of the tiles: Dao et al. 2022 (arXiv 2205.14135).
 """
 
 include "vec.pxi"
 
-from libc.math cimport INFINITY, expf, logf
+from libc.math cimport INFINITY, logf
 from libc.string cimport memset
 
 from fastmixer.kernels.philox import keep_scale, keep_threshold
@@ -41,8 +42,6 @@ cdef extern from "attention/tile.h" nogil:
 
 cdef extern from "bfloat16.h" nogil:
     vf bf16_nearest(vf x)
-    vf bf16_neighbours(vf a, vf b)
-    vf bf16_couples(vf first, vf second)
 
 cdef extern from "philox.h" nogil:
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)

@@ -28,6 +28,7 @@ VEC_INLINE vf online_softmax(float *scores, ptrdiff_t first, ptrdiff_t end, floa
     vf most = vf_set(-INFINITY), total = vf_zero();
     UNROLL_FOUR for (ptrdiff_t j = first; j < end; j += VF_WIDTH) most = vf_max(most, vf_load(scores + j));
     const float grown = vf_largest(most);
+    *shrink = 1;
     if (grown > *largest) {
         if (*largest != -INFINITY) *shrink = expf(*largest - grown);
         *largest = grown;
@@ -52,7 +53,7 @@ VEC_INLINE vf online_softmax(float *scores, ptrdiff_t first, ptrdiff_t end, floa
 }
 
 /* scores = exp(scores - largest) times kept (unless NULL), in pairs of neighbours if pairs, where largest grows to theirs
- * first; shrink: what that makes of earlier sums, set if it does. Returns the sum before kept, a part in each lane. */
+ * first; shrink: what earlier sums are to be multiplied by then. Returns the sum before kept, a part in each lane. */
 static vf softmax_row(float *scores, ptrdiff_t first, ptrdiff_t end, float *largest, float *shrink, int pairs, const float *kept) {
     if (end - first < KEY_TILE || kept) return online_softmax(scores, first, end, largest, shrink, pairs, kept);
     if (pairs) return online_softmax(scores, 0, KEY_TILE, largest, shrink, 1, NULL);

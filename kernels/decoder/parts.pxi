@@ -42,13 +42,18 @@ cdef inline ptrdiff_t lines(ptrdiff_t count) noexcept nogil:
 
 
 cdef inline ptrdiff_t bench_bytes(ptrdiff_t tokens, ptrdiff_t hidden, ptrdiff_t widest) noexcept nogil:
-    return 2 * lines(tokens * hidden) + lines(tokens * halved(widest)) + quantized_bytes(tokens, widest // PAIR + 1, widest // PAIR + 1) + 64
+    return 2 * lines(tokens * hidden) + lines(tokens * halved(widest)) + quantized_most(tokens, widest) + 64
+
+
+cdef inline ptrdiff_t quantized_most(ptrdiff_t tokens, ptrdiff_t widest) noexcept nogil:
+    """Bytes of bench.quantized; no more than one number in PAIR is an outlier."""
+    return quantized_bytes(tokens, widest // PAIR + 1, widest // PAIR + 1)
 
 
 cdef inline void carve_bench(Bench *bench, char **memory, ptrdiff_t tokens, ptrdiff_t hidden, ptrdiff_t widest) noexcept nogil:
     bench.wide, bench.other = take_floats(memory, tokens * hidden), take_floats(memory, tokens * hidden)
     bench.pairs = take_floats(memory, tokens * halved(widest))
-    bench.quantized = take_floats(memory, (quantized_bytes(tokens, widest // PAIR + 1, widest // PAIR + 1) + 3) // 4)
+    bench.quantized = take_floats(memory, (quantized_most(tokens, widest) + 3) // 4)
 
 
 # ---- from specs ----

@@ -109,7 +109,7 @@ cdef Step block_of(const Step *s, ptrdiff_t block) noexcept nogil:
     b.k, b.v = s.k + first * m.kv_heads * m.head_dim, s.v + first * m.kv_heads * m.head_dim
     b.bench.wide, b.bench.other = s.bench.wide + first * m.hidden, s.bench.other + first * m.hidden
     b.bench.pairs = s.bench.pairs + first * halved(widest(m))
-    b.bench.quantized = <char *>s.bench.quantized + quantized_bytes(first, widest(m) // PAIR + 1, widest(m) // PAIR + 1)
+    b.bench.quantized = <char *>s.bench.quantized + quantized_most(first, widest(m))
     return b
 
 

@@ -141,19 +141,15 @@ cdef void channel_block(void *argument, ptrdiff_t task) noexcept nogil:
 cdef inline void ask_for_slice(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_t group, ptrdiff_t slice, ptrdiff_t slices) noexcept nogil:
     """One of `slices` parts of the visit after that of `group` at a tile's panels: the same panels' next groups, or the first
     groups of the next panels."""
-    cdef ptrdiff_t step = CHANNEL_STEPS * (group + CHANNEL_DEPTH), steps, p, line, stop
-    cdef const uint8_t *start
+    cdef ptrdiff_t step = CHANNEL_STEPS * (group + CHANNEL_DEPTH), steps, p
     if step >= w.steps:
         step, panel = 0, panel + CHANNEL_PANELS
         if panel >= channel_panels(w):
             return
-    steps = min(CHANNEL_STEPS * CHANNEL_DEPTH, w.steps - step) * VF_WIDTH * 4
+    steps = min(CHANNEL_STEPS * CHANNEL_DEPTH, w.steps - step)
     for p in range(CHANNEL_PANELS):
-        start = w.numbers + (panel + p) * channel_panel_bytes(w) + step * VF_WIDTH * 4
-        line, stop = steps * slice // slices // 64 * 64, steps * (slice + 1) // slices
-        while line < stop:
-            prefetch_read(start + line)
-            line += 64
+        ask_for_share(w.numbers + (panel + p) * channel_panel_bytes(w) + step * VF_WIDTH * 4, steps * VF_WIDTH * 4, slice, slice + 1,
+                      slices)
 
 
 cdef inline vf scaled_channel(const ChannelPart *part, ptrdiff_t column, const float *sums) noexcept nogil:

@@ -206,9 +206,13 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
 cdef inline void ask_for_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t all_rows) noexcept nogil:
     """A share of a tile's panels from `panel` on, that of `rows` of all rows: they come from memory while the ones before are
     multiplied."""
-    cdef ptrdiff_t bytes = min(PANELS_TILE, panels_of(w) - panel) * w.panel_bytes, line = bytes * row // all_rows // 64 * 64
-    cdef const uint8_t *start = w.data + panel * w.panel_bytes
-    while line < bytes * (row + rows) // all_rows:
+    ask_for_share(w.data + panel * w.panel_bytes, min(PANELS_TILE, panels_of(w) - panel) * w.panel_bytes, row, row + rows, all_rows)
+
+
+cdef inline void ask_for_share(const uint8_t *start, ptrdiff_t size, ptrdiff_t part, ptrdiff_t stop, ptrdiff_t parts) noexcept nogil:
+    """Parts part..stop-1 of so many equal ones of memory [size]; nothing if size <= 0."""
+    cdef ptrdiff_t line = size * part // parts // 64 * 64, end = size * stop // parts
+    while line < end:
         prefetch_read(start + line)
         line += 64
 

@@ -72,19 +72,6 @@ VEC_INLINE ptrdiff_t first_equal(vf v, float x) {
     return lanes ? __builtin_ctz(lanes) : VF_WIDTH;
 }
 
-/* Where the largest of x [count] >= 0 is, the first of equal ones (0 if none compares). */
-static ptrdiff_t largest_place(const float *x, ptrdiff_t count) {
-    vf most = vf_zero();
-    for (ptrdiff_t i = 0; i < count; i += VF_WIDTH)
-        most = vf_max(most, count - i < VF_WIDTH ? vf_load_first(x + i, count - i) : vf_load(x + i));
-    const float largest = vf_largest(most);
-    for (ptrdiff_t i = 0; i < count; i += VF_WIDTH) {
-        ptrdiff_t lane = first_equal(count - i < VF_WIDTH ? vf_load_first(x + i, count - i) : vf_load(x + i), largest);
-        if (lane < VF_WIDTH) return i + lane;
-    }
-    return 0;
-}
-
 /* The first `lanes` of numbers, a byte each. */
 VEC_INLINE void store_bytes(int8_t *out, vi numbers, ptrdiff_t lanes) {
 #if defined(VEC_AVX512)
@@ -106,6 +93,22 @@ VEC_INLINE void load_group(const float *x, ptrdiff_t left, const int vectors, vf
         ptrdiff_t lanes = left - i * VF_WIDTH;
         parts[i] = lanes >= VF_WIDTH ? vf_load(x + i * VF_WIDTH) : lanes > 0 ? vf_load_first(x + i * VF_WIDTH, lanes) : vf_zero();
     }
+}
+
+/* Where the largest of x [count] >= 0 is, the first of equal ones (0 if none compares). */
+static ptrdiff_t largest_place(const float *x, ptrdiff_t count) {
+    vf part, most = vf_zero();
+    for (ptrdiff_t i = 0; i < count; i += VF_WIDTH) {
+        load_group(x + i, count - i, 1, &part);
+        most = vf_max(most, part);
+    }
+    const float largest = vf_largest(most);
+    for (ptrdiff_t i = 0; i < count; i += VF_WIDTH) {
+        load_group(x + i, count - i, 1, &part);
+        ptrdiff_t lane = first_equal(part, largest);
+        if (lane < VF_WIDTH) return i + lane;
+    }
+    return 0;
 }
 
 /* The scales of the first `count` of VF_WIDTH groups of `vectors` vectors, `apart` floats from one to the next, and 127 by

@@ -89,6 +89,12 @@ VEC_INLINE void round_x_block(const vf x[BLOCK_VECTORS], const QuantizedRows *ro
     rows->scaled_sums[place] = rows->scales[place] * (float)total;
 }
 
+/* Number `place` of a block becomes 0; one that lies in another block changes nothing. */
+VEC_INLINE void clear_number(vf block[BLOCK_VECTORS], ptrdiff_t place) {
+    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+        block[i] = vf_select(vi_lanes() == (int32_t)(place - i * VF_WIDTH), vf_zero(), block[i]);
+}
+
 /* A rounded row's outliers: again and again the largest number of the block with the largest scale, which is rounded anew
  * without it. */
 static void take_outliers(const float *x, ptrdiff_t columns, const QuantizedRows *rows, ptrdiff_t row) {
@@ -97,21 +103,14 @@ static void take_outliers(const float *x, ptrdiff_t columns, const QuantizedRows
     float *values = rows->values + row * rows->outliers;
     for (ptrdiff_t k = 0; k < rows->outliers; k++) {
         const ptrdiff_t block = largest_place(rows->scales + row * blocks, blocks), start = block * BLOCK;
-        vf left[BLOCK_VECTORS], most = vf_zero();
+        vf left[BLOCK_VECTORS];
+        float magnitudes[BLOCK];
         load_group(x + start, columns - start, BLOCK_VECTORS, left);
-        for (ptrdiff_t taken = 0; taken < k; taken++)
-            UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-                left[i] = vf_select(vi_lanes() == (int32_t)(places[taken] - start - i * VF_WIDTH), vf_zero(), left[i]);
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) most = vf_max(most, vf_abs(left[i]));
-        const float largest = vf_largest(most);
-        ptrdiff_t at = 0;
-        for (int i = BLOCK_VECTORS - 1; i >= 0; i--) {
-            ptrdiff_t lane = first_equal(vf_abs(left[i]), largest);
-            if (lane < VF_WIDTH) at = i * VF_WIDTH + lane;
-        }
-        places[k] = (uint32_t)(start + at), values[k] = largest > 0 ? x[start + at] : 0;
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-            left[i] = vf_select(vi_lanes() == (int32_t)(at - i * VF_WIDTH), vf_zero(), left[i]);
+        for (ptrdiff_t taken = 0; taken < k; taken++) clear_number(left, places[taken] - start);
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) vf_store(magnitudes + i * VF_WIDTH, vf_abs(left[i]));
+        const ptrdiff_t at = largest_place(magnitudes, BLOCK);
+        places[k] = (uint32_t)(start + at), values[k] = magnitudes[at] > 0 ? x[start + at] : 0;
+        clear_number(left, at);
         round_x_block(left, rows, row * blocks + block);
     }
 }
@@ -193,12 +192,30 @@ static OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t 
     return open;
 }
 
-/* Weights of one input in all columns of a panel: what the dot with `one`, 1 in the input's byte and 0 in the others, comes to. */
-VEC_INLINE vi one_input(vi numbers, vi one, const int offset, const int nibbles) {
-    return nibbles ? vi_chain_sum(vi_chain_dot(vi_set(0), numbers, one)) : vi_dot(vi_set(-offset), numbers, one);
+/* Where a panel keeps input `place`: the bytes of its group of four, and the scales of its block. */
+typedef struct {
+    size_t group, scales;
+} InputPlace;
+
+/* A 4-bit group of a block's second half shares its bytes with one of the first. */
+VEC_INLINE InputPlace input_place(size_t place, int bits, int half, int minimum) {
+    const size_t block = place / BLOCK, pair = block / 2 * packed_pair_bytes(bits, half, minimum), h = block % 2;
+    const size_t group = place % BLOCK / 4 % (bits == 4 ? GROUPS / 2 : GROUPS);
+    return (InputPlace){pair + h * packed_block_bytes(bits) + group * VF_WIDTH * 4,
+                        pair + 2 * packed_block_bytes(bits) + h * packed_scale_bytes(half)};
 }
 
 static const int32_t BYTE_ONE[4] = {1, 1 << 8, 1 << 16, 1 << 24};
+
+/* sum + an outlier, which was number `place` of its row, times its weights in a panel's columns: `group` holds them and their three
+ * neighbours', which meet zeros. */
+VEC_INLINE vf add_outlier(vf sum, vi group, const uint8_t *scales, size_t place, float value, const int half, const int minimum,
+                          const int offset, const int nibbles) {
+    const vi one = vi_set(BYTE_ONE[place % 4]);
+    const vi weights = nibbles ? vi_chain_sum(vi_chain_dot(vi_set(0), group, one)) : vi_dot(vi_set(-offset), group, one);
+    sum = add_block(sum, weights, load_scale(scales, half), value);
+    return minimum ? vf_fma(load_scale(scales + 2 * packed_scale_bytes(half), half), vf_set(value), sum) : sum;
+}
 
 /* sums [rows][PANELS_TILE * VF_WIDTH]: rows of x against open panels, of which the first is given. Addresses are a start and a
  * stride each (channel.h says why). */
@@ -264,17 +281,10 @@ VEC_INLINE void open_tile(const int rows, const int half, const int minimum, con
     const float *values = x->values + first_row * x->outliers;
     for (ptrdiff_t k = 0; k < x->outliers; k++, places++, values++) {
         UNROLL for (int i = 0; i < rows; i++) {
-            const size_t place = places[i * x->outliers], block = place / BLOCK, h = block % 2;
-            const uint8_t *pair = open->pairs + block / 2 * packed_pair_bytes(8, half, minimum);
-            const uint8_t *in = pair + h * block_bytes + place % BLOCK / 4 * VF_WIDTH * 4;
-            const uint8_t *w_scales = pair + 2 * block_bytes + h * scale_bytes;
-            const float value = values[i * x->outliers];
-            UNROLL for (int p = 0; p < PANELS_TILE; p++) {
-                vi dot = one_input(vi_load(in + p * next), vi_set(BYTE_ONE[place % 4]), offset, nibbles);
-                total[i][p] = add_block(total[i][p], dot, load_scale(w_scales + p * next, half), value);
-                if (minimum)
-                    total[i][p] = vf_fma(load_scale(w_scales + p * next + 2 * scale_bytes, half), vf_set(value), total[i][p]);
-            }
+            const InputPlace in = input_place(places[i * x->outliers], 8, half, minimum);
+            UNROLL for (int p = 0; p < PANELS_TILE; p++)
+                total[i][p] = add_outlier(total[i][p], vi_load(open->pairs + in.group + p * next), open->pairs + in.scales + p * next,
+                                          places[i * x->outliers], values[i * x->outliers], half, minimum, offset, nibbles);
         }
     }
     UNROLL for (int i = 0; i < rows; i++) {
@@ -323,7 +333,7 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
     ptrdiff_t width = x->pairs * PAIR, blocks = 2 * x->pairs;
     const ptrdiff_t block_bytes = packed_block_bytes(bits), scale_bytes = packed_scale_bytes(half);
     const int offset = packed_offset(bits, minimum);
-    const uint8_t *pair = w->data + panel * w->panel_bytes;
+    const uint8_t *panel_start = w->data + panel * w->panel_bytes, *pair = panel_start;
     const int8_t *numbers = x->numbers + first_row * width;
     vf total[FEW];
     for (int i = 0; i < rows; i++) total[i] = vf_zero();
@@ -371,15 +381,12 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
     const float *values = x->values + first_row * x->outliers;
     for (ptrdiff_t k = 0; k < x->outliers; k++, places++, values++)
         for (int i = 0; i < rows; i++) {
-            const size_t place = places[i * x->outliers], block = place / BLOCK, h = block % 2;
-            const size_t group = place % BLOCK / 4, stored = bits == 4 ? group % (GROUPS / 2) : group;
-            const uint8_t *first = w->data + panel * w->panel_bytes + block / 2 * packed_pair_bytes(bits, half, minimum);
-            const uint8_t *scale_place = first + 2 * block_bytes + h * scale_bytes;
-            vi column = vi_load(first + h * block_bytes + stored * VF_WIDTH * 4);
-            if (bits == 4) column = (group == stored ? column : column >> 4) & 0x0f0f0f0f;
-            vi dot = one_input(column, vi_set(BYTE_ONE[place % 4]), offset, bits == 4);
-            total[i] = add_block(total[i], dot, load_scale(scale_place, half), values[i * x->outliers]);
-            if (minimum) total[i] = vf_fma(load_scale(scale_place + 2 * scale_bytes, half), vf_set(values[i * x->outliers]), total[i]);
+            const size_t place = places[i * x->outliers];
+            const InputPlace in = input_place(place, bits, half, minimum);
+            vi group = vi_load(panel_start + in.group);
+            if (bits == 4) group = (place % BLOCK < BLOCK / 2 ? group : group >> 4) & 0x0f0f0f0f;
+            total[i] = add_outlier(total[i], group, panel_start + in.scales, place, values[i * x->outliers], half, minimum, offset,
+                                   bits == 4);
         }
     for (int i = 0; i < rows; i++) vf_store(sums + i * VF_WIDTH, total[i]);
 }
