@@ -30,6 +30,9 @@ X86_LEVELS = {
     "x86_64_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
     "x86_64_v4_vnni": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni"],
     "x86_64_v4_bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni", "-mavx512bf16"],
+    "x86_64_v4_amx": [
+        "-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
+    ],
 }
 LEVELS = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": []}
 

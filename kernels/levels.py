@@ -5,6 +5,7 @@ setup.py reads this file before anything is built: it imports nothing. Knows not
 
 # What cpu.native.x86_64_level() must say for each.
 LEVELS = {
+    "x86_64_v4_amx": 7,
     "x86_64_v4_bf16": 6,
     "x86_64_v4_vnni": 5,
     "x86_64_v4": 4,
@@ -15,12 +16,12 @@ LEVELS = {
 
 # Levels that add instructions to another one which only some ops have a use for: (the other, those ops). All other ops
 # are the same code at both and are built once, at the other.
+_BYTES = ("packed", "decoder", "encoder", "peak")  # multiply 8-bit integers
+_PAIRS = (*_BYTES, "matmul", "attention", "feedforward", "cross_entropy")  # and bfloat16
 ADDS = {
-    "x86_64_v4_vnni": ("x86_64_v4", ("packed", "decoder", "encoder", "peak")),
-    "x86_64_v4_bf16": (
-        "x86_64_v4",
-        ("packed", "decoder", "encoder", "peak", "matmul", "attention", "feedforward", "cross_entropy"),
-    ),
+    "x86_64_v4_vnni": ("x86_64_v4", _BYTES),
+    "x86_64_v4_bf16": ("x86_64_v4", _PAIRS),
+    "x86_64_v4_amx": ("x86_64_v4", _PAIRS),
 }
 
 

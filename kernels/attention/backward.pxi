@@ -8,7 +8,7 @@ cdef enum:
 cdef struct BackwardTile:
     float *weights  # [QUERY_TILE, KEY_TILE]
     float *d_weights  # [QUERY_TILE, KEY_TILE]
-    float *d_scores  # [GROUP, KEY_TILE], for pairs
+    float *d_scores  # [MOST_ROWS, KEY_TILE], for pairs
     float *keys_t  # [depth, KEY_TILE]
     float *values_t  # [depth, KEY_TILE]
     float *keys  # [KEY_TILE or half of it, dim]
@@ -25,12 +25,12 @@ cdef struct BackwardTile:
 cdef inline BackwardTile carve_backward(bint pairs, ptrdiff_t dim, ptrdiff_t rows) noexcept nogil:
     cdef BackwardTile t
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * ((2 * QUERY_TILE + GROUP) * KEY_TILE + (6 * KEY_TILE + 3 * QUERY_TILE + rows) * dim)
+        sizeof(float) * ((2 * QUERY_TILE + MOST_ROWS) * KEY_TILE + (6 * KEY_TILE + 3 * QUERY_TILE + rows) * dim)
     )
     t.weights = place
     t.d_weights = t.weights + QUERY_TILE * KEY_TILE
     t.d_scores = t.d_weights + QUERY_TILE * KEY_TILE
-    t.keys_t = t.d_scores + GROUP * KEY_TILE
+    t.keys_t = t.d_scores + MOST_ROWS * KEY_TILE
     t.values_t = t.keys_t + KEY_TILE * dim
     t.keys = t.values_t + KEY_TILE * dim
     t.rounded = t.keys + KEY_TILE * dim
@@ -87,6 +87,8 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     cdef BackwardTile t = carve_backward(op.pairs, op.dim, group * span.nq if op.parts == 1 else 0)
     cdef float *d_queries = t.d_queries  # [group, nq or queries, dim]
     cdef ptrdiff_t d_queries_head = span.nq * op.dim, unseen = first_query_of(op, &span, part)
+    if op.tiles:
+        tiles_begin()
     if op.parts > 1:
         d_queries, d_queries_head = d_q_part(op, part, span.batch, kv_head * group, span.q_start), op.queries * op.dim
     for member in range(group):
@@ -112,6 +114,8 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
             copy_row(row_of(&op.d_v, span.batch, kv_head, span.k_start + key + i), t.d_values + i * op.dim, op.head_dim)
         key += KEY_TILE
 
+    if op.tiles:
+        tiles_end()
     if op.parts == 1:
         for member in range(group):
             for i in range(span.nq):
@@ -134,42 +138,77 @@ cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTi
         pack_across(op, row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, 1, t.d_outs_across)
     i = 0
     while i < count:
-        ahead = min(first + QUERY_TILE + i, span.nq - GROUP)
+        ahead = min(first + QUERY_TILE + i, span.nq - op.group)
         if ahead > first:
-            ask_for_rows(row_of(&op.q, span.batch, head, span.q_start + ahead), op.q.row, GROUP, op.head_dim)
-            ask_for_rows(row_of(&op.d_out, span.batch, head, span.q_start + ahead), op.d_out.row, GROUP, op.head_dim)
-        backward_group(op, span, t, head, first, i, min(GROUP, count - i), key, keys, d_queries)
-        i += GROUP
+            ask_for_rows(row_of(&op.q, span.batch, head, span.q_start + ahead), op.q.row, op.group, op.head_dim)
+            ask_for_rows(row_of(&op.d_out, span.batch, head, span.q_start + ahead), op.d_out.row, op.group, op.head_dim)
+        backward_group(op, span, t, head, first, i, min(op.group, count - i), key, keys, d_queries)
+        i += op.group
+    if op.tiles:
+        key_gradients_by_tiles(op, t, count, keys)
+        return
     # d_values += weights^T d_out; d_keys += d_scores^T (scale q): over the queries that see a group of keys
-    i = seen.first // GROUP * GROUP
+    i = seen.first // op.group * op.group
     while i < seen.end:
         seeing.first, seeing.end = 0, count
         if op.causal:
             seeing.first = max(0, key + i - (span.nk - span.nq) - first)
         if op.window > 0:
-            seeing.end = min(count, key + min(i + GROUP, keys) - 1 + op.window - (span.nk - span.nq) - first)
+            seeing.end = min(count, key + min(i + op.group, keys) - 1 + op.window - (span.nk - span.nq) - first)
         if seeing.first < seeing.end:
             words = words_of(op, seeing)
-            multiply_group(op, t.weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
+            multiply_group(op, t.weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(op.group, keys - i),
                            t.d_outs_across + words.first * dim, dim, t.d_values + i * dim, dim, dim,
                            words.end - words.first, True)
-            multiply_group(op, t.d_weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(GROUP, keys - i),
+            multiply_group(op, t.d_weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(op.group, keys - i),
                            t.queries_across + words.first * dim, dim, t.d_keys + i * dim, dim, dim,
                            words.end - words.first, True)
-        i += GROUP
+        i += op.group
+
+
+cdef void key_gradients_by_tiles(const Attention *op, const BackwardTile *t, ptrdiff_t count, ptrdiff_t keys) noexcept nogil:
+    """What backward_tile adds to d_values and d_keys, over all its queries: pairs of them are turned along memory first."""
+    cdef ptrdiff_t words = (count + 2 * AMX_WORDS - 1) // (2 * AMX_WORDS) * AMX_WORDS, made = (count + 1) // 2
+    memset(t.weights + made * KEY_TILE, 0, sizeof(float) * (words - made) * KEY_TILE)
+    memset(t.d_weights + made * KEY_TILE, 0, sizeof(float) * (words - made) * KEY_TILE)
+    by_turned_tiles(op, t.weights, words, keys, t.d_scores, t.d_outs_across, t.d_values)
+    by_turned_tiles(op, t.d_weights, words, keys, t.d_scores, t.queries_across, t.d_keys)
+
+
+cdef inline void by_turned_tiles(const Attention *op, const float *couples, ptrdiff_t words, ptrdiff_t keys, float *turned,
+                                 const float *b, float *out) noexcept nogil:
+    """out [keys, dim] += the transpose of couples [words, KEY_TILE] times b [words, dim]."""
+    cdef ptrdiff_t i = 0
+    turn_rows_of_a(couples, KEY_TILE, words, keys, turned)
+    while i < keys:
+        multiply_tiles(turned + i * words, words, min(op.group, keys - i), b, op.dim, out + i * op.dim, op.dim, op.dim, words, True)
+        i += op.group
+
+
+cdef inline void clear_unseen(const BackwardTile *t, ptrdiff_t row, ptrdiff_t rows, Range wide) noexcept nogil:
+    """Pairs of rows row..row+rows-1 are zeros outside of these columns."""
+    cdef ptrdiff_t i
+    for i in range(row // 2, (row + rows + 1) // 2):
+        memset(t.weights + i * KEY_TILE, 0, sizeof(float) * wide.first)
+        memset(t.d_weights + i * KEY_TILE, 0, sizeof(float) * wide.first)
+        memset(t.weights + i * KEY_TILE + wide.end, 0, sizeof(float) * (KEY_TILE - wide.end))
+        memset(t.d_weights + i * KEY_TILE + wide.end, 0, sizeof(float) * (KEY_TILE - wide.end))
 
 
 cdef inline void backward_group(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
                                 ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries: their weights and d_scores, and what these keys add to d_queries."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen), words = words_of(op, seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen), words = words_of(op, seen)
     cdef ptrdiff_t dim = op.dim, i, place = (span.batch * op.heads + head) * op.queries + span.q_start + first + row
     cdef float *weights = t.weights + row * KEY_TILE
     cdef float *d_scores = t.d_weights + row * KEY_TILE
-    cdef float shifts[GROUP]
-    cdef float deltas[GROUP]
-    cdef float kept[GROUP * KEY_TILE]
+    cdef float shifts[MOST_ROWS]
+    cdef float deltas[MOST_ROWS]
+    cdef float kept[MOST_ROWS * KEY_TILE]
     if seen.first >= seen.end:
+        if op.tiles:
+            wide.first = wide.end = 0
+            clear_unseen(t, row, rows, wide)
         return
     # weights = exp(scale q k^T - log_sum_exp)
     multiply_group(op, t.queries + row * op.words, op.words, 1, rows, t.keys_t + wide.first, KEY_TILE,
@@ -185,7 +224,7 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
         if op.drop:
             drop_row(op, span, head, first + row + i, key, kept + i * KEY_TILE)
     # d_scores = weights * (kept * d_weights - delta); then the weights that blended: weights * kept
-    if op.pairs:  # for the sums over queries too; GROUP is even, so both of a pair are here
+    if op.pairs:  # for the sums over queries too; a group is even, so both of a pair are here
         i = 0
         while i < rows:
             row_gradients_in_pairs(
@@ -195,6 +234,8 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
             )
             i += 2
         d_scores = t.d_scores
+        if op.tiles:
+            clear_unseen(t, row, rows, wide)
     else:
         for i in range(rows):
             row_gradients(weights + i * KEY_TILE, d_scores + i * KEY_TILE, wide.first, wide.end, shifts[i], deltas[i],

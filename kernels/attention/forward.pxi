@@ -1,4 +1,4 @@
-# Forward: a task is (sequence, head, tile of queries); tiles of keys pass by, four rows of queries meet them at a time.
+# Forward: a task is (sequence, head, tile of queries); tiles of keys pass by, a group of rows of queries meets them at a time.
 
 cdef enum:
     FORWARD_QUERIES = 128  # so many share what it costs to pack a tile of keys
@@ -8,7 +8,7 @@ cdef struct ForwardTile:
     float *keys_t  # [depth, KEY_TILE]
     float *values  # [KEY_TILE or half of it, dim]
     float *rounded  # [KEY_TILE, words], for pairs
-    float *weights  # [GROUP, KEY_TILE]
+    float *weights  # [MOST_ROWS, KEY_TILE]
     float *blend  # [FORWARD_QUERIES, dim]: the sum of weights times values so far
     float *totals  # [FORWARD_QUERIES, VF_WIDTH]: the sum of weights so far, a part in each lane
     float *largest  # [FORWARD_QUERIES]: the largest score so far
@@ -17,14 +17,14 @@ cdef struct ForwardTile:
 cdef inline ForwardTile carve_forward(ptrdiff_t dim) noexcept nogil:
     cdef ForwardTile t
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * ((2 * FORWARD_QUERIES + 3 * KEY_TILE) * dim + GROUP * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
+        sizeof(float) * ((2 * FORWARD_QUERIES + 3 * KEY_TILE) * dim + MOST_ROWS * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
     )
     t.queries = place
     t.keys_t = t.queries + FORWARD_QUERIES * dim
     t.values = t.keys_t + KEY_TILE * dim
     t.rounded = t.values + KEY_TILE * dim
     t.weights = t.rounded + KEY_TILE * dim
-    t.blend = t.weights + GROUP * KEY_TILE
+    t.blend = t.weights + MOST_ROWS * KEY_TILE
     t.totals = t.blend + FORWARD_QUERIES * dim
     t.largest = t.totals + FORWARD_QUERIES * VF_WIDTH
     return t
@@ -41,6 +41,8 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ForwardTile t
     if count <= 0:
         return
+    if op.tiles:
+        tiles_begin()
     t = carve_forward(op.dim)
     pack_along(op, row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.scale, t.queries)
     memset(t.blend, 0, sizeof(float) * FORWARD_QUERIES * op.dim)
@@ -58,12 +60,14 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
         while i < count:
             if i < min(KEY_TILE, key_end - key - KEY_TILE):
                 ahead = span.k_start + key + KEY_TILE + i
-                ask_for_rows(row_of(&op.k, span.batch, kv_head, ahead), op.k.row, GROUP, op.head_dim)
-                ask_for_rows(row_of(&op.v, span.batch, kv_head, ahead), op.v.row, GROUP, op.head_dim)
-            forward_group(op, &span, &t, head, first, i, min(GROUP, count - i), key, keys)
-            i += GROUP
+                ask_for_rows(row_of(&op.k, span.batch, kv_head, ahead), op.k.row, op.group, op.head_dim)
+                ask_for_rows(row_of(&op.v, span.batch, kv_head, ahead), op.v.row, op.group, op.head_dim)
+            forward_group(op, &span, &t, head, first, i, min(op.group, count - i), key, keys)
+            i += op.group
         key += KEY_TILE
 
+    if op.tiles:
+        tiles_end()
     for i in range(count):
         finish_row(op, &span, &t, head, first, i)
 
@@ -71,7 +75,7 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
 cdef inline void forward_group(const Attention *op, const Span *span, const ForwardTile *t, ptrdiff_t head,
                                ptrdiff_t first, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries against a tile of keys."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(seen), words = words_of(op, seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen), words = words_of(op, seen)
     cdef ptrdiff_t dim = op.dim, i
     cdef float *weights
     cdef float shrink

@@ -24,11 +24,14 @@ cdef extern from "attention/rows.h" nogil:
 
 cdef extern from "attention/tile.h" nogil:
     enum: VALUE_ROWS
+    enum: MOST_ROWS
     vf vf_only(vf x, ptrdiff_t first, ptrdiff_t end)
     void multiply_floats(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
                          float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
     void multiply_pairs(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
                         float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
+    void multiply_tiles(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const float *b, ptrdiff_t b_stride, float *c,
+                        ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
     void pack_rows(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float factor, float *out,
                    ptrdiff_t out_stride)
     void pack_transposed(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
@@ -39,6 +42,15 @@ cdef extern from "attention/tile.h" nogil:
                       ptrdiff_t out_stride)
     void copy_row(float *out, const float *row, ptrdiff_t count)
     void ask_for_rows(const float *rows, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t width)
+
+cdef extern from "amx.h" nogil:
+    enum: AMX
+    enum: AMX_WORDS
+    void tiles_begin()
+    void tiles_end()
+
+cdef extern from "matmul/tile.h" nogil:
+    void turn_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
 
 cdef extern from "bfloat16.h" nogil:
     vf bf16_nearest(vf x)

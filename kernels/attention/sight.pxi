@@ -2,7 +2,6 @@
 
 cdef enum:
     QUERY_TILE = 64
-    GROUP = VALUE_ROWS  # rows that a small product makes together; divides VF_WIDTH, so that a group stays in one vector
 
 
 cdef struct View:
@@ -27,6 +26,9 @@ cdef struct Attention:
     float keep
     bint pairs  # products of pairs of bfloat16, each pair a word; otherwise words are floats
     ptrdiff_t depth, words  # words that a row of head_dim takes, and those padded to full vectors
+    bint tiles  # pairs are multiplied by AMX: whole tiles of words, zeros where nothing is
+    ptrdiff_t group  # rows that a small product makes together; an even number
+    ptrdiff_t vector  # columns of scores that are made together, a multiple of VF_WIDTH
 
 
 # One sequence: where it stands, and how many queries face how many keys.
@@ -62,6 +64,9 @@ cdef int set_options(Attention *op, const float[:, :, :, :] q, const float[:, :,
     op.threshold, op.keep = keep_threshold(dropout), keep_scale(dropout)
     op.pairs, op.depth = pairs, (op.head_dim + 1) // 2 if pairs else op.head_dim
     op.words = (op.depth + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
+    op.tiles, op.group, op.vector = AMX and pairs, VALUE_ROWS, VF_WIDTH
+    if op.tiles:
+        op.depth, op.group, op.vector = op.words, MOST_ROWS, 2 * AMX_WORDS
     return 0
 
 
@@ -97,17 +102,19 @@ cdef inline Range seen_by(const Attention *op, const Span *span, ptrdiff_t query
     return columns
 
 
-cdef inline Range whole_vectors(Range columns) noexcept nogil:
+cdef inline Range whole_vectors(const Attention *op, Range columns) noexcept nogil:
     cdef Range wide
-    wide.first = columns.first // VF_WIDTH * VF_WIDTH
-    wide.end = (columns.end + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
+    wide.first = columns.first // op.vector * op.vector
+    wide.end = (columns.end + op.vector - 1) // op.vector * op.vector
     return wide
 
 
 # ---- words: floats or pairs ----
 
 cdef inline Range words_of(const Attention *op, Range items) noexcept nogil:
-    """The words that hold these columns or rows; the other half of a pair is zero or meets a weight of zero."""
+    """The words that hold these columns or rows; the other half of a pair, and of a tile, is zero or meets a weight of zero."""
+    if op.tiles:
+        items = whole_vectors(op, items)
     if op.pairs:
         items.first, items.end = items.first // 2, (items.end + 1) // 2
     return items
@@ -116,7 +123,9 @@ cdef inline Range words_of(const Attention *op, Range items) noexcept nogil:
 cdef inline void multiply_group(const Attention *op, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows,
                                 const float *b, ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t columns,
                                 ptrdiff_t depth, bint add) noexcept nogil:
-    if op.pairs:
+    if op.tiles:  # a_step is 1
+        multiply_tiles(a, a_row, rows, b, b_stride, c, c_stride, columns, depth, add)
+    elif op.pairs:
         multiply_pairs(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
     else:
         multiply_floats(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
@@ -133,9 +142,12 @@ cdef inline void pack_along(const Attention *op, const float *x, ptrdiff_t strid
 
 cdef inline void pack_across(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor,
                              float *out) noexcept nogil:
-    """out [count or count / 2, dim]: the same rows for products that add up over them."""
+    """out [count or count / 2, dim]: the same rows for products that add up over them; of tiles a whole number."""
+    cdef ptrdiff_t rows = (count + 1) // 2
     if op.pairs:
         pack_couples(x, stride, count, op.head_dim, factor, out, op.dim)
+        if op.tiles:
+            memset(out + rows * op.dim, 0, sizeof(float) * ((rows + AMX_WORDS - 1) // AMX_WORDS * AMX_WORDS - rows) * op.dim)
     else:
         pack_rows(x, stride, count, op.head_dim, factor, out, op.dim)
 

@@ -7,6 +7,7 @@
 #ifndef FASTMIXER_ATTENTION_TILE_H
 #define FASTMIXER_ATTENTION_TILE_H
 
+#include "amx.h"
 #include "bfloat16.h"
 #include "matmul/tile.h"
 #include "vec.h"
@@ -17,6 +18,7 @@
 #define VALUE_VECTORS 2
 #endif
 #define VALUE_ROWS 4
+#define MOST_ROWS (AMX ? AMX_BAND_ROWS : VALUE_ROWS) /* that a product of any kind makes together */
 
 VEC_INLINE void multiply_rows(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b,
                               ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t depth, int vectors, int pairs,
@@ -70,6 +72,15 @@ static void multiply_floats(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, p
 static void multiply_pairs(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b,
                            ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add) {
     multiply_group_of(1, a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add);
+}
+
+/* The same of pairs by tiles (amx.h): rows at most AMX_BAND_ROWS, A's words along memory, depth in whole tiles. */
+static void multiply_tiles(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const float *b, ptrdiff_t b_stride, float *c,
+                           ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add) {
+    enum { COLUMNS = 2 * AMX_WORDS };
+    for (ptrdiff_t column = 0; column < columns; column += COLUMNS)
+        tiles_of_pairs(rows, columns - column < COLUMNS ? columns - column : COLUMNS, a, a_row, b + column, b_stride, depth, c + column,
+                       c_stride, add);
 }
 
 /* x in lanes first..end-1, -inf in the others. */

@@ -7,6 +7,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <stdint.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 static uint64_t cpu_xgetbv(void) {
     uint32_t low, high;
@@ -14,8 +18,19 @@ static uint64_t cpu_xgetbv(void) {
     return ((uint64_t)high << 32) | low;
 }
 
+/* Whether tiles may be used: their registers are so large that Linux wants to be asked once for the process. */
+static int cpu_allows_tiles(uint64_t saved) {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    const uint64_t tiles = 3ull << 17;
+    return (saved & tiles) == tiles && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 /* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI (Cascade Lake, Ice
- * Lake), 6: and with AVX512_BF16 (Zen 4, Sapphire Rapids). */
+ * Lake), 6: and with AVX512_BF16 (Zen 4), 7: and with AMX_BF16 (Sapphire Rapids). */
 static int cpu_x86_64_level(void) {
     unsigned a, b, c, d, b7 = 0, c7 = 0, d7 = 0, c_extended = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 1;
@@ -38,8 +53,10 @@ static int cpu_x86_64_level(void) {
     unsigned a71 = 0;
     __get_cpuid_count(7, 1, &a71, &ignored, &ignored, &ignored);
     const unsigned vnni = 1u << 11, bf16 = 1u << 5;
+    const unsigned tiles = 1u << 22 | 1u << 24;
     if (!(c7 & vnni)) return 4;
-    return a71 & bf16 ? 6 : 5;
+    if (!(a71 & bf16)) return 5;
+    return (d7 & tiles) == tiles && cpu_allows_tiles(saved) ? 7 : 6;
 }
 #else
 static int cpu_x86_64_level(void) { return 0; }

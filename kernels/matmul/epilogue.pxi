@@ -129,7 +129,7 @@ cdef void drop_row(const GemmTask *g, float *sums, ptrdiff_t at, ptrdiff_t colum
 
 cdef void backward_epilogue(GemmTask *g, const SumsTile *t) noexcept nogil:
     """d_multiplier = sums * act(input_pre); sums = sums * act'(input_pre) * multiplier."""
-    cdef float factors[TILE_SUMS * VF_WIDTH]
+    cdef float factors[PAIR_TILE_ROWS * TILE_COLUMNS]
     cdef SumsTile f = t[0]
     f.sums = factors
     if g.d_multiplier != NULL:

@@ -27,12 +27,21 @@ cdef extern from "activations.h" nogil:
 cdef extern from "bfloat16.h" nogil:
     vf bf16_neighbours(vf a, vf b)
 
+cdef extern from "amx.h" nogil:
+    enum: AMX
+    enum: AMX_WORDS
+    void tiles_begin()
+    void tiles_end()
+    void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                        ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
+
 cdef extern from "philox.h" nogil:
     enum: PHILOX_BATCH_WORDS
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
 
 cdef extern from "matmul/tile.h" nogil:
     enum: TILE_ROWS
+    enum: PAIR_TILE_ROWS
     enum: TILE_VECTORS
     enum: TILE_COLUMNS
     enum: TILE_SUMS
@@ -58,6 +67,7 @@ cdef extern from "matmul/tile.h" nogil:
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
     void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
+    void turn_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
@@ -97,6 +107,8 @@ cdef struct GemmTask:
     float *d_multiplier  # [m, n] or NULL
     # set by gemm
     ptrdiff_t row_block, k_block, column_panels, column_tasks, tasks
+    ptrdiff_t tile_rows
+    bint tiles  # pairs are multiplied by AMX: a tile reads rows of words, A's as B's
     bint pack_a
     int threads
     bint plain
@@ -124,10 +136,11 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
     # units take 12 cycles for a k, is 1.2-1.6 times as fast for it; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
     g.pack_a = g.a_k != 1  # and a_row is 1
+    g.tiles, g.tile_rows = AMX and g.pairs, PAIR_TILE_ROWS if g.pairs else TILE_ROWS
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     most = PACKED_ROWS if g.pack_a else ROW_BLOCK
     row_blocks = (g.m + most - 1) // most
-    g.row_block = ((g.m + row_blocks - 1) // row_blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    g.row_block = ((g.m + row_blocks - 1) // row_blocks + g.tile_rows - 1) // g.tile_rows * g.tile_rows
     row_blocks = (g.m + g.row_block - 1) // g.row_block
     g.k_block = even_k_block(g.k)
     g.column_panels = max(
@@ -155,9 +168,9 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef ptrdiff_t first_column = task % g.column_tasks * g.column_panels * TILE_COLUMNS
     cdef ptrdiff_t last_column = min(g.n, first_column + g.column_panels * TILE_COLUMNS)
-    cdef ptrdiff_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    cdef ptrdiff_t tiles = (rows + g.tile_rows - 1) // g.tile_rows
     cdef float *group_buffer = <float *>pool_scratch(
-        sizeof(float) * K_BLOCK * (GROUP_COLUMNS + (tiles * TILE_ROWS if g.pack_a else 0))
+        sizeof(float) * K_BLOCK * (GROUP_COLUMNS + (tiles * g.tile_rows if g.pack_a else 0))
     )
     cdef float *a_buffer = group_buffer + K_BLOCK * GROUP_COLUMNS
     cdef const float *group_data
@@ -166,11 +179,15 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t k_start, depth, group, group_end, column, tile, row
     cdef bint last, first_packs
 
+    if g.tiles:
+        tiles_begin()
     k_start = 0
     while k_start < g.k:
         depth = min(g.k_block, g.k - k_start)
         last = k_start + depth == g.k
-        if g.pack_a:
+        if g.pack_a and g.tiles:
+            turn_rows_of_a(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer)
+        elif g.pack_a:
             pack_rows_of_a(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer)
         group = first_column
         while group < last_column:
@@ -181,7 +198,9 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
             else:
                 group_data = group_buffer
                 # B's rows along memory: the first tiles read them where they lie, and pack them for the others on the way
-                first_packs = FIRST_TILE_PACKS and g.b_column == 1 and group_end - group == GROUP_COLUMNS and rows >= TILE_ROWS
+                first_packs = (
+                    FIRST_TILE_PACKS and not g.tiles and g.b_column == 1 and group_end - group == GROUP_COLUMNS and rows >= TILE_ROWS
+                )
                 if not first_packs:
                     pack_group(b, g.b_k, g.b_column, depth, group_end - group, group_buffer)
             for tile in range(tiles):
@@ -195,8 +214,8 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                         prefetch_slice(
                             g, 0, (task + g.threads) % g.column_tasks * g.column_panels * TILE_COLUMNS, tile, tiles
                         )
-                a_tile = a_buffer + tile * depth * TILE_ROWS if g.pack_a else NULL
-                row = row_start + tile * TILE_ROWS
+                a_tile = a_buffer + tile * depth * g.tile_rows if g.pack_a else NULL
+                row = row_start + tile * g.tile_rows
                 column = group
                 while column < group_end:
                     if first_packs and tile == 0:
@@ -206,13 +225,15 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                         )
                     else:
                         multiply_tile(
-                            g, a_tile, row, min(TILE_ROWS, row_start + rows - row), column, min(TILE_COLUMNS, group_end - column),
+                            g, a_tile, row, min(g.tile_rows, row_start + rows - row), column, min(TILE_COLUMNS, group_end - column),
                             k_start, depth, group_data + (column - group) * depth, TILE_COLUMNS, NULL,
                             g.accumulate or k_start > 0, last,
                         )
                     column += TILE_COLUMNS
             group += GROUP_COLUMNS
         k_start += g.k_block
+    if g.tiles:
+        tiles_end()
 
 
 cdef void multiply_tile(
@@ -221,11 +242,11 @@ cdef void multiply_tile(
 ) noexcept nogil:
     """One register tile over one block of k, stored with the epilogue if that block is the last; b's rows are b_step
     apart, and with `packed` (which needs a full tile) also go there. a_tile: packed rows of A, or NULL."""
-    cdef const float *starts[TILE_ROWS]
-    cdef float sums[TILE_ROWS * TILE_COLUMNS]
+    cdef const float *starts[PAIR_TILE_ROWS]
+    cdef float sums[PAIR_TILE_ROWS * TILE_COLUMNS]
     cdef float *out = g.out + row * g.out_row + (column // 2 if g.stores_pairs else column)
     cdef ptrdiff_t words = columns // 2 if g.stores_pairs else columns
-    cdef bint in_place = columns == TILE_COLUMNS and rows == TILE_ROWS and (g.plain or not last)
+    cdef bint in_place = columns == TILE_COLUMNS and rows == g.tile_rows and (g.plain or not last)
     cdef ptrdiff_t out_row = g.out_row, a_k = g.a_k, i
     # The tile's place in out is asked for now and needed when the sums are done.
     for i in range(rows):
@@ -235,13 +256,18 @@ cdef void multiply_tile(
         if words > 2 * LINE:
             prefetch_write(out + i * g.out_row + 2 * LINE)
         prefetch_write(out + i * g.out_row + words - 1)
-    if a_tile != NULL:
-        a_k = TILE_ROWS
-    for i in range(rows):
-        starts[i] = a_tile + i if a_tile != NULL else g.a + (row + i) * g.a_row + k_start * g.a_k
     if not in_place:
         out, out_row = sums, TILE_COLUMNS
-    if rows < TILE_ROWS:
+    if a_tile != NULL:
+        a_k = TILE_ROWS
+    for i in range(0 if g.tiles else rows):
+        starts[i] = a_tile + i if a_tile != NULL else g.a + (row + i) * g.a_row + k_start * g.a_k
+    if g.tiles:
+        tiles_of_pairs(
+            rows, TILE_COLUMNS, a_tile if a_tile != NULL else g.a + row * g.a_row + k_start, depth if a_tile != NULL else g.a_row,
+            b, b_step, depth, out, out_row, load and in_place,
+        )
+    elif rows < TILE_ROWS:
         rest_tile(rows, g.pairs, starts, a_k, b, depth, out)
     elif g.pairs:
         if packed != NULL:

@@ -1,0 +1,160 @@
+/* Products of whole tiles of bfloat16 pairs (bfloat16.h) by AMX: 16 rows of 16 words by 16 words of 16 columns an instruction,
+ * sums in float32, k from first to last.
+ *
+ * Between tiles_begin and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within one task.
+ * Source: Intel's Software Developer's Manual. Knows nothing of panels, heads or threads.
+ */
+#ifndef FASTMIXER_AMX_H
+#define FASTMIXER_AMX_H
+
+#include "bfloat16.h"
+
+enum {
+    AMX_ROWS = 16,
+    AMX_WORDS = 16,   /* 64 bytes: of a row of A, and of one of B and of the sums */
+    AMX_BAND = 2,     /* tiles of rows that a product takes at once, */
+    AMX_ACROSS = 3,   /* and of columns: six tiles of sums, one of A, one of B */
+    AMX_BAND_ROWS = AMX_BAND * AMX_ROWS,
+    AMX_BAND_COLUMNS = AMX_ACROSS * AMX_WORDS,
+};
+
+#if defined(__AMX_BF16__)
+#define AMX 1
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} TileShapes;
+
+/* "memory": the compiler knows nothing of what tiles read. */
+#define TILE_SHAPES(shapes) __asm__ volatile("ldtilecfg %0" ::"m"(*(shapes)) : "memory")
+#define TILE_RELEASE() __asm__ volatile("tilerelease" ::: "memory")
+#define TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::: "memory")
+#define TILE_LOAD(tile, place, bytes)                                                                                  \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(place), "r"((ptrdiff_t)(bytes)) : "memory")
+#define TILE_STORE(tile, place, bytes)                                                                                 \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(place), "r"((ptrdiff_t)(bytes)) : "memory")
+#define TILE_DOT(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::: "memory")
+
+/* Tiles 0..5 are sums, [AMX_BAND][AMX_ACROSS]; 6: A; 7: B. `rows` of A and of the sums. */
+static void tiles_of_rows(ptrdiff_t rows) {
+    TileShapes shapes __attribute__((aligned(64)));
+    memset(&shapes, 0, sizeof shapes);
+    shapes.palette = 1;
+    for (int tile = 0; tile < 8; tile++) shapes.row_bytes[tile] = 4 * AMX_WORDS, shapes.rows[tile] = tile == 7 ? AMX_WORDS : rows;
+    TILE_SHAPES(&shapes);
+}
+
+static void tiles_begin(void) { tiles_of_rows(AMX_ROWS); }
+static void tiles_end(void) { TILE_RELEASE(); }
+
+/* out [band * AMX_ROWS][across * AMX_WORDS] = (out if add) + A [.., depth] B [depth, ..], depth in whole tiles of words; rows of A, B
+ * and out so many words apart. `band` and `across` are constants at each call. */
+VEC_INLINE void tiles_multiply(const int band, const int across, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                               ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    const float *a_low = a + AMX_ROWS * a_row;
+    float *out_low = out + AMX_ROWS * out_row;
+    const ptrdiff_t a_bytes = 4 * a_row, b_bytes = 4 * b_row, out_bytes = 4 * out_row;
+    if (add) {
+        TILE_LOAD(0, out, out_bytes);
+        if (across > 1) TILE_LOAD(1, out + AMX_WORDS, out_bytes);
+        if (across > 2) TILE_LOAD(2, out + 2 * AMX_WORDS, out_bytes);
+        if (band > 1) TILE_LOAD(3, out_low, out_bytes);
+        if (band > 1 && across > 1) TILE_LOAD(4, out_low + AMX_WORDS, out_bytes);
+        if (band > 1 && across > 2) TILE_LOAD(5, out_low + 2 * AMX_WORDS, out_bytes);
+    } else {
+        TILE_ZERO(0);
+        if (across > 1) TILE_ZERO(1);
+        if (across > 2) TILE_ZERO(2);
+        if (band > 1) TILE_ZERO(3);
+        if (band > 1 && across > 1) TILE_ZERO(4);
+        if (band > 1 && across > 2) TILE_ZERO(5);
+    }
+    for (ptrdiff_t k = 0; k < depth; k += AMX_WORDS, a += AMX_WORDS, a_low += AMX_WORDS, b += AMX_WORDS * b_row) {
+        TILE_LOAD(6, a, a_bytes);
+        TILE_LOAD(7, b, b_bytes);
+        TILE_DOT(0, 6, 7);
+        if (band > 1) {
+            TILE_LOAD(6, a_low, a_bytes);
+            TILE_DOT(3, 6, 7);
+        }
+        if (across > 1) {
+            TILE_LOAD(7, b + AMX_WORDS, b_bytes);
+            if (band > 1) {
+                TILE_DOT(4, 6, 7);
+                TILE_LOAD(6, a, a_bytes);
+            }
+            TILE_DOT(1, 6, 7);
+        }
+        if (across > 2) {
+            TILE_LOAD(7, b + 2 * AMX_WORDS, b_bytes);
+            TILE_DOT(2, 6, 7);
+            if (band > 1) {
+                TILE_LOAD(6, a_low, a_bytes);
+                TILE_DOT(5, 6, 7);
+            }
+        }
+    }
+    TILE_STORE(0, out, out_bytes);
+    if (across > 1) TILE_STORE(1, out + AMX_WORDS, out_bytes);
+    if (across > 2) TILE_STORE(2, out + 2 * AMX_WORDS, out_bytes);
+    if (band > 1) TILE_STORE(3, out_low, out_bytes);
+    if (band > 1 && across > 1) TILE_STORE(4, out_low + AMX_WORDS, out_bytes);
+    if (band > 1 && across > 2) TILE_STORE(5, out_low + 2 * AMX_WORDS, out_bytes);
+}
+
+VEC_INLINE void tiles_across(const int band, int across, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                             ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    if (across == 3) tiles_multiply(band, 3, a, a_row, b, b_row, depth, out, out_row, add);
+    else if (across == 2) tiles_multiply(band, 2, a, a_row, b, b_row, depth, out, out_row, add);
+    else tiles_multiply(band, 1, a, a_row, b, b_row, depth, out, out_row, add);
+}
+
+/* The same of any number of rows, depth in whole tiles. */
+static __attribute__((noinline)) void whole_tiles(ptrdiff_t rows, int across, const float *a, ptrdiff_t a_row, const float *b,
+                                                  ptrdiff_t b_row, ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    for (; rows >= AMX_BAND_ROWS; rows -= AMX_BAND_ROWS, a += AMX_BAND_ROWS * a_row, out += AMX_BAND_ROWS * out_row)
+        tiles_across(2, across, a, a_row, b, b_row, depth, out, out_row, add);
+    if (rows >= AMX_ROWS) {
+        tiles_across(1, across, a, a_row, b, b_row, depth, out, out_row, add);
+        rows -= AMX_ROWS, a += AMX_ROWS * a_row, out += AMX_ROWS * out_row;
+    }
+    if (rows > 0) {
+        tiles_of_rows(rows);
+        tiles_across(1, across, a, a_row, b, b_row, depth, out, out_row, add);
+        tiles_begin();
+    }
+}
+
+/* Where depth ends within a tile: the last words of A and B, with zeros behind them. At most a band of rows. */
+static __attribute__((noinline)) void last_tiles(ptrdiff_t rows, int across, const float *a, ptrdiff_t a_row, const float *b,
+                                                 ptrdiff_t b_row, ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    float a_part[AMX_BAND_ROWS * AMX_WORDS], b_part[AMX_WORDS * AMX_BAND_COLUMNS];
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t k = 0; k < AMX_WORDS; k++) a_part[i * AMX_WORDS + k] = k < depth ? a[i * a_row + k] : 0;
+    for (ptrdiff_t k = 0; k < AMX_WORDS; k++)
+        for (ptrdiff_t j = 0; j < across * AMX_WORDS; j++) b_part[k * AMX_BAND_COLUMNS + j] = k < depth ? b[k * b_row + j] : 0;
+    whole_tiles(rows, across, a_part, AMX_WORDS, b_part, AMX_BAND_COLUMNS, AMX_WORDS, out, out_row, add);
+}
+
+/* out [rows][columns] = (out if add) + A [rows, depth] B [depth, columns] of pairs; rows at most AMX_BAND_ROWS, columns whole tiles
+ * (AMX_WORDS), at most AMX_BAND_COLUMNS. */
+VEC_INLINE void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                               ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    const ptrdiff_t whole = depth / AMX_WORDS * AMX_WORDS;
+    const int across = (int)(columns / AMX_WORDS);
+    if (whole) whole_tiles(rows, across, a, a_row, b, b_row, whole, out, out_row, add);
+    if (whole < depth || !depth)
+        last_tiles(rows, across, a + whole, a_row, b + whole * b_row, b_row, depth - whole, out, out_row, add || whole);
+}
+
+#else
+#define AMX 0
+static void tiles_begin(void) {}
+static void tiles_end(void) {}
+static void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                           ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {} /* never called */
+#endif
+
+#endif
