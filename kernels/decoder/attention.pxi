@@ -225,7 +225,9 @@ cdef inline void write_head(const Step *s, Pages *pages, ptrdiff_t place, ptrdif
 cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef Step *s = <Step *>argument
     cdef const AttendTask *task = &s.attend[s.layer.group][index]
-    if task.count * (s.model.heads // s.model.kv_heads) <= ATTEND_ROWS and s.model.head_dim % VF_WIDTH == 0:
+    cdef ptrdiff_t rows = task.count * (s.model.heads // s.model.kv_heads)
+    # A prompt's last tile may have as few rows, but sees more pages than a run holds.
+    if rows <= ATTEND_ROWS and task.end_page - task.first_page <= RUN_PAGES and s.model.head_dim % VF_WIDTH == 0:
         attend_few(s, index)
     else:
         attend_many(s, task)

@@ -298,6 +298,16 @@ def test_chunked_prefill_equals_whole(kernel, implementation, feature, chunk):
 
 
 @pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("heads, length", [(1, 385), (2, 385), (3, 337), (4, 385)])
+def test_the_last_tile_of_a_long_prompt_has_one_query(kernel, implementation, heads, length, page_type):
+    """As few rows as in decoding, but they see more pages than those are read at a time."""
+    runs = pair(kernel, implementation, [length + 1], page_type, heads=heads, kv_heads=1, head_dim=16)
+    for counts in ([length], [1]):
+        actual, expected = (run.step(counts) for run in runs)
+        close(actual, expected, page_type=page_type)
+
+
+@pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("feature", ["local and global", "all windows"])
 def test_windows_give_pages_back(kernel, implementation, feature, page_type):
     runs = pair(kernel, implementation, [300, 130], page_type, **FEATURES[feature])
