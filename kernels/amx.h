@@ -1,8 +1,8 @@
-/* Products of whole tiles of bfloat16 pairs (bfloat16.h) by AMX: 16 rows of 16 words by 16 words of 16 columns an instruction,
- * sums in float32, k from first to last.
+/* AMX: tiles of 16 rows of 64 bytes, and instructions that multiply two of them. A word is two numbers of bfloat16 (bfloat16.h) or
+ * four of 8 bits; 16 rows of words by as many words of 16 columns are one instruction.
  *
- * Between tiles_begin and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within one task.
- * Source: Intel's Software Developer's Manual. Knows nothing of panels, heads or threads.
+ * Between tiles_begin (or tiles_shaped) and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within
+ * one task. Source: Intel's Software Developer's Manual. Knows nothing of panels, heads or threads.
  */
 #ifndef FASTMIXER_AMX_H
 #define FASTMIXER_AMX_H
@@ -37,17 +37,20 @@ typedef struct {
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(place), "r"((ptrdiff_t)(bytes)) : "memory")
 #define TILE_DOT(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::: "memory")
 
-/* Tiles 0..5 are sums, [AMX_BAND][AMX_ACROSS]; 6: A; 7: B. `rows` of A and of the sums. */
-static void tiles_of_rows(ptrdiff_t rows) {
+/* Tiles 0..5 are sums, [AMX_BAND][AMX_ACROSS]; 6: A [rows, words]; 7: B [words, AMX_WORDS]. */
+static void tiles_shaped(ptrdiff_t rows, ptrdiff_t words) {
     TileShapes shapes __attribute__((aligned(64)));
     memset(&shapes, 0, sizeof shapes);
     shapes.palette = 1;
-    for (int tile = 0; tile < 8; tile++) shapes.row_bytes[tile] = 4 * AMX_WORDS, shapes.rows[tile] = tile == 7 ? AMX_WORDS : rows;
+    for (int tile = 0; tile < 8; tile++) shapes.row_bytes[tile] = 4 * AMX_WORDS, shapes.rows[tile] = (uint8_t)rows;
+    shapes.row_bytes[6] = (uint16_t)(4 * words), shapes.rows[7] = (uint8_t)words;
     TILE_SHAPES(&shapes);
 }
 
-static void tiles_begin(void) { tiles_of_rows(AMX_ROWS); }
+static void tiles_begin(void) { tiles_shaped(AMX_ROWS, AMX_WORDS); }
 static void tiles_end(void) { TILE_RELEASE(); }
+
+/* ---- pairs of bfloat16: sums in float32, k from first to last ---- */
 
 /* out [band * AMX_ROWS][across * AMX_WORDS] = (out if add) + A [.., depth] B [depth, ..], depth in whole tiles of words; rows of A, B
  * and out so many words apart. `band` and `across` are constants at each call. */
@@ -121,7 +124,7 @@ static __attribute__((noinline)) void whole_tiles(ptrdiff_t rows, int across, co
         rows -= AMX_ROWS, a += AMX_ROWS * a_row, out += AMX_ROWS * out_row;
     }
     if (rows > 0) {
-        tiles_of_rows(rows);
+        tiles_shaped(rows, AMX_WORDS);
         tiles_across(1, across, a, a_row, b, b_row, depth, out, out_row, add);
         tiles_begin();
     }
@@ -151,10 +154,20 @@ VEC_INLINE void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a
 
 #else
 #define AMX 0
+/* Never called. */
+static void tiles_shaped(ptrdiff_t rows, ptrdiff_t words) {}
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 static void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
-                           ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {} /* never called */
+                           ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {}
 #endif
+
+/* The same of any number of columns: two tiles of them at a time, as most heads and blocks of keys are a multiple of that. */
+static void wide_tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                                ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+    enum { COLUMNS = 2 * AMX_WORDS };
+    for (; columns > 0; columns -= COLUMNS, b += COLUMNS, out += COLUMNS)
+        tiles_of_pairs(rows, columns < COLUMNS ? columns : COLUMNS, a, a_row, b, b_row, depth, out, out_row, add);
+}
 
 #endif

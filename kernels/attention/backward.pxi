@@ -181,7 +181,7 @@ cdef inline void by_turned_tiles(const Attention *op, const float *couples, ptrd
     cdef ptrdiff_t i = 0
     turn_rows_of_a(couples, KEY_TILE, words, keys, turned)
     while i < keys:
-        multiply_tiles(turned + i * words, words, min(op.group, keys - i), b, op.dim, out + i * op.dim, op.dim, op.dim, words, True)
+        wide_tiles_of_pairs(min(op.group, keys - i), op.dim, turned + i * words, words, b, op.dim, words, out + i * op.dim, op.dim, True)
         i += op.group
 
 

@@ -30,8 +30,6 @@ cdef extern from "attention/tile.h" nogil:
                          float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
     void multiply_pairs(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
                         float *c, ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
-    void multiply_tiles(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const float *b, ptrdiff_t b_stride, float *c,
-                        ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add)
     void pack_rows(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float factor, float *out,
                    ptrdiff_t out_stride)
     void pack_transposed(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
@@ -48,6 +46,8 @@ cdef extern from "amx.h" nogil:
     enum: AMX_WORDS
     void tiles_begin()
     void tiles_end()
+    void wide_tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                             ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
 
 cdef extern from "matmul/tile.h" nogil:
     void turn_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)

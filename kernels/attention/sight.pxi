@@ -124,7 +124,7 @@ cdef inline void multiply_group(const Attention *op, const float *a, ptrdiff_t a
                                 const float *b, ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t columns,
                                 ptrdiff_t depth, bint add) noexcept nogil:
     if op.tiles:  # a_step is 1
-        multiply_tiles(a, a_row, rows, b, b_stride, c, c_stride, columns, depth, add)
+        wide_tiles_of_pairs(rows, columns, a, a_row, b, b_stride, depth, c, c_stride, add)
     elif op.pairs:
         multiply_pairs(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
     else:

@@ -74,15 +74,6 @@ static void multiply_pairs(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, pt
     multiply_group_of(1, a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add);
 }
 
-/* The same of pairs by tiles (amx.h): rows at most AMX_BAND_ROWS, A's words along memory, depth in whole tiles. */
-static void multiply_tiles(const float *a, ptrdiff_t a_row, ptrdiff_t rows, const float *b, ptrdiff_t b_stride, float *c,
-                           ptrdiff_t c_stride, ptrdiff_t columns, ptrdiff_t depth, int add) {
-    enum { COLUMNS = 2 * AMX_WORDS };
-    for (ptrdiff_t column = 0; column < columns; column += COLUMNS)
-        tiles_of_pairs(rows, columns - column < COLUMNS ? columns - column : COLUMNS, a, a_row, b + column, b_stride, depth, c + column,
-                       c_stride, add);
-}
-
 /* x in lanes first..end-1, -inf in the others. */
 VEC_INLINE vf vf_only(vf x, ptrdiff_t first, ptrdiff_t end) {
     vi lanes = vi_lanes();

@@ -30,7 +30,7 @@ static int cpu_allows_tiles(uint64_t saved) {
 }
 
 /* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI (Cascade Lake, Ice
- * Lake), 6: and with AVX512_BF16 (Zen 4), 7: and with AMX_BF16 (Sapphire Rapids). */
+ * Lake), 6: and with AVX512_BF16 (Zen 4), 7: and with AMX (Sapphire Rapids). */
 static int cpu_x86_64_level(void) {
     unsigned a, b, c, d, b7 = 0, c7 = 0, d7 = 0, c_extended = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 1;
@@ -53,7 +53,7 @@ static int cpu_x86_64_level(void) {
     unsigned a71 = 0;
     __get_cpuid_count(7, 1, &a71, &ignored, &ignored, &ignored);
     const unsigned vnni = 1u << 11, bf16 = 1u << 5;
-    const unsigned tiles = 1u << 22 | 1u << 24;
+    const unsigned tiles = 1u << 22 | 1u << 24; /* AMX_BF16, AMX_TILE */
     if (!(c7 & vnni)) return 4;
     if (!(a71 & bf16)) return 5;
     return (d7 & tiles) == tiles && cpu_allows_tiles(saved) ? 7 : 6;

@@ -8,11 +8,12 @@
 #ifndef FASTMIXER_DECODER_ATTEND_TILE_H
 #define FASTMIXER_DECODER_ATTEND_TILE_H
 
+#include "amx.h"
 #include "bfloat16.h"
 #include "decoder/attend.h"
 #include "matmul/tile.h"
 
-enum { BLOCK_KEYS = 256, ATTEND_TILE_ROWS = 6 };
+enum { BLOCK_KEYS = 256, REGISTER_ROWS = 6, ATTEND_TILE_ROWS = AMX ? AMX_ROWS : REGISTER_ROWS };
 
 /* Whether pairs of bfloat16 are multiplied in one instruction. */
 #if defined(__AVX512BF16__)
@@ -31,6 +32,8 @@ typedef struct {
     ptrdiff_t depth;     /* words of a query: head_dim, in pairs half of it */
     ptrdiff_t dim;       /* head_dim, padded to VF_WIDTH */
     int pairs;
+    int tiles;           /* pairs are multiplied by AMX: whole tiles of words, zeros behind the last */
+    ptrdiff_t rows;      /* of queries that meet it together, at most ATTEND_TILE_ROWS */
 } KeyBlock;
 
 VEC_INLINE ptrdiff_t whole_vectors(ptrdiff_t numbers) { return (numbers + VF_WIDTH - 1) / VF_WIDTH * VF_WIDTH; }
@@ -40,13 +43,24 @@ VEC_INLINE ptrdiff_t key_block_floats(ptrdiff_t head_dim) {
     return BLOCK_KEYS * (2 * whole_vectors(head_dim) + 2) + VF_WIDTH * whole_vectors(head_dim);
 }
 
+/* Until end_block, a block in pairs may have this thread's tiles (amx.h). */
+VEC_INLINE void begin_block(const KeyBlock *b) {
+    if (b->tiles) tiles_begin();
+}
+
+VEC_INLINE void end_block(const KeyBlock *b) {
+    if (b->tiles) tiles_end();
+}
+
 /* most: keys that it will hold, at most BLOCK_KEYS. */
 static KeyBlock carve_key_block(float *memory, ptrdiff_t most, ptrdiff_t head_dim, int pairs, int scales) {
     KeyBlock b;
     b.key_row = (most + 2 * VF_WIDTH - 1) / (2 * VF_WIDTH) * (2 * VF_WIDTH) + VF_WIDTH;
     b.head_dim = head_dim, b.dim = whole_vectors(head_dim), b.pairs = pairs;
     b.depth = pairs ? (head_dim + 1) / 2 : head_dim;
+    b.tiles = AMX && pairs, b.rows = b.tiles ? ATTEND_TILE_ROWS : REGISTER_ROWS;
     b.keys = memory, b.values = memory + b.key_row * b.dim;
+    if (b.tiles) memset(b.keys + b.depth * b.key_row, 0, sizeof(float) * (whole_vectors(b.depth) - b.depth) * b.key_row);
     b.key_scales = scales ? b.values + BLOCK_KEYS * b.dim : NULL;
     b.value_scales = scales ? b.key_scales + BLOCK_KEYS : NULL;
     return b;
@@ -74,6 +88,12 @@ static void query_words(const KeyBlock *b, const float *q, float scale, float *o
     }
 }
 
+/* Values behind the last key are zeros up to whole tiles. */
+static void end_values(const KeyBlock *b, ptrdiff_t keys) {
+    const ptrdiff_t words = (keys + 1) / 2, whole = whole_vectors(words);
+    if (b->tiles) memset(b->values + words * b->dim, 0, sizeof(float) * (whole - words) * b->dim);
+}
+
 /* ---- a block from rows of floats ---- */
 
 /* The block = k and v [keys][head_dim], rows `row` floats apart. Keys after the last are zeros up to whole vectors (what lay
@@ -98,6 +118,7 @@ static void block_from_rows(const KeyBlock *b, const float *k, const float *v, p
             vf_store(out + at, first);
         }
     }
+    end_values(b, keys);
 }
 
 /* ---- a block from pages (attend.h) ---- */
@@ -145,6 +166,7 @@ static __attribute__((noinline)) void page_into_block(const KeyBlock *b, const P
     if (page->type == PAGES_BFLOAT16) typed_page_into_block(b, page, place, keys, PAGES_BFLOAT16);
     else if (page->type == PAGES_INT8) typed_page_into_block(b, page, place, keys, PAGES_INT8);
     else typed_page_into_block(b, page, place, keys, PAGES_FLOAT32);
+    end_values(b, place + keys);
     if (b->key_scales != NULL) {
         memcpy(b->key_scales + place, page->key_scales, PAGE_KEYS * sizeof(float));
         memcpy(b->value_scales + place, page->value_scales, (size_t)keys * sizeof(float));
@@ -279,7 +301,11 @@ static void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
     if (lowest >= highest) return;
     /* whole vectors of keys, as far as some row sees */
     const ptrdiff_t begin = lowest / step * step, stop = (highest + step - 1) / step * step;
-    tile_product_of(rows, b->pairs, queries + row * query_row, query_row, b->keys + begin, b->key_row, weights + begin, BLOCK_KEYS,
+    if (b->tiles)
+        wide_tiles_of_pairs(rows, stop - begin, queries + row * query_row, query_row, b->keys + begin, b->key_row, query_row,
+                            weights + begin, BLOCK_KEYS, 0);
+    else
+        tile_product_of(rows, b->pairs, queries + row * query_row, query_row, b->keys + begin, b->key_row, weights + begin, BLOCK_KEYS,
                     stop - begin, b->depth, 0);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * BLOCK_KEYS;
@@ -300,7 +326,12 @@ static void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
         if (largest == -INFINITY) largest = 0; /* no key is seen yet: every weight becomes 0 */
         g->totals[row + i] += weights_of(b, w, begin, stop, largest);
     }
-    /* Values that nobody sees may be anything, NaN too: they are left out, not multiplied by zero. */
+    /* Values that nobody sees may be anything, NaN too: they are left out, not multiplied by zero (tiles: those of other pages). */
+    if (b->tiles) {
+        wide_tiles_of_pairs(rows, g->dim, weights + begin / 2, BLOCK_KEYS, b->values + begin / 2 * b->dim, b->dim, (stop - begin) / 2,
+                            g->blend + row * g->dim, g->dim, 1);
+        return;
+    }
     const ptrdiff_t from = b->pairs ? lowest / 2 : lowest, to = b->pairs ? (highest + 1) / 2 : highest;
     tile_product_of(rows, b->pairs, weights + from, BLOCK_KEYS, b->values + from * b->dim, b->dim, g->blend + row * g->dim, g->dim,
                     g->dim, to - from, 1);

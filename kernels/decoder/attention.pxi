@@ -36,10 +36,12 @@ cdef extern from "decoder/attend_tile.h" nogil:
     enum: ATTEND_TILE_ROWS
     enum: FAST_PAIRS
     ctypedef struct KeyBlock:
-        ptrdiff_t dim, depth
+        ptrdiff_t dim, depth, rows
     ptrdiff_t whole_vectors(ptrdiff_t numbers)
     ptrdiff_t key_block_floats(ptrdiff_t head_dim)
     KeyBlock carve_key_block(float *memory, ptrdiff_t most, ptrdiff_t head_dim, bint pairs, bint scales)
+    void begin_block(const KeyBlock *b)
+    void end_block(const KeyBlock *b)
     void query_words(const KeyBlock *b, const float *q, float scale, float *out)
     void page_into_block(const KeyBlock *b, const Page *page, ptrdiff_t place, ptrdiff_t keys)
     void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const KeyBlock *b, float softcap,
@@ -323,6 +325,7 @@ cdef void attend_many(Step *s, const AttendTask *task) noexcept nogil:
         query_words(&seen, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), 1, queries + row * query_row)
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
+    begin_block(&seen)
     page = task.first_page
     while page < task.end_page:
         stop = min(task.end_page, page + BLOCK_PAGES)
@@ -332,13 +335,14 @@ cdef void attend_many(Step *s, const AttendTask *task) noexcept nogil:
                 page_into_block(&seen, &look, (i - page) * PAGE_KEYS, min(PAGE_KEYS, last + 1 - i * PAGE_KEYS))
         row = 0
         while row < rows:
-            for i in range(min(ATTEND_TILE_ROWS, rows - row)):
+            for i in range(min(seen.rows, rows - row)):
                 position = s.position_of[token + (row + i) // heads] - page * PAGE_KEYS
                 first[i] = max(0, position - s.layer.window + 1) if s.layer.window else 0
                 end[i] = max(0, min((stop - page) * PAGE_KEYS, position + 1))
-            attend_tile(&g, row, min(ATTEND_TILE_ROWS, rows - row), queries, &seen, m.attention_softcap, first, end, NULL)
-            row += ATTEND_TILE_ROWS
+            attend_tile(&g, row, min(seen.rows, rows - row), queries, &seen, m.attention_softcap, first, end, NULL)
+            row += seen.rows
         page = stop
+    end_block(&seen)
     if task.slot < 0:
         finish_queries(s, task, &g)
 

@@ -165,8 +165,8 @@ cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width
 
 cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear **linears, float **outs, int count,
                  int mode, int activation, ptrdiff_t one_in) except -1 nogil:
-    """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region,
-    with one in so many numbers of x kept as outliers (0: none)."""
+    """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region, of x in
+    8 bits with one in so many numbers kept as outliers (0: none), or in bfloat16 (is_for_tiles)."""
     cdef LinearTask packed
     cdef RowsTask dense
     cdef ChannelTask channel
@@ -195,8 +195,13 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
         round_channel_rows(x, rows, width, &channel.x)
         channel_linears(&channel)
     if packed.count:
-        packed.x = carve_quantized(bench.quantized, rows, width, outliers_of(width, one_in))
-        quantize_rows(x, width, rows, width, &packed.x)
+        if is_for_tiles(rows):
+            if not paired:
+                make_pairs(x, width, rows, width, bench.pairs, NULL)
+            packed.pairs = bench.pairs
+        else:
+            packed.x = carve_quantized(bench.quantized, rows, width, outliers_of(width, one_in))
+            quantize_rows(x, width, rows, width, &packed.x)
         packed.tokens, packed.mode, packed.activation = rows, mode, activation
         packed_linears(&packed)
     return 0

@@ -6,7 +6,6 @@ from libc.string cimport memmove
 cdef enum:
     MAX_GROUPS = 2
     BLOCK_TOKENS = 200  # a block's at least
-    TILE_MULTIPLE = 6  # rows of whole tiles
 
 
 cdef struct Pages:
@@ -94,7 +93,7 @@ cdef ptrdiff_t block_tokens_of(const Step *s) noexcept nogil:
     cdef ptrdiff_t blocks = s.tokens // (BLOCK_TOKENS * pool_threads()) * pool_threads()
     if not s.model.shared or pool_threads() == 1 or blocks == 0:
         return s.tokens
-    return (s.tokens + blocks * TILE_MULTIPLE - 1) // (blocks * TILE_MULTIPLE) * TILE_MULTIPLE
+    return (s.tokens + blocks * WHOLE_TILES - 1) // (blocks * WHOLE_TILES) * WHOLE_TILES
 
 
 cdef Step block_of(const Step *s, ptrdiff_t block) noexcept nogil:

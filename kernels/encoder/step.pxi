@@ -11,10 +11,12 @@ cdef extern from "decoder/attend_tile.h" nogil:
         float *largest
         ptrdiff_t dim
     ctypedef struct KeyBlock:
-        ptrdiff_t dim, depth
+        ptrdiff_t dim, depth, rows
     ptrdiff_t whole_vectors(ptrdiff_t numbers)
     ptrdiff_t key_block_floats(ptrdiff_t head_dim)
     KeyBlock carve_key_block(float *memory, ptrdiff_t most, ptrdiff_t head_dim, bint pairs, bint scales)
+    void begin_block(const KeyBlock *b)
+    void end_block(const KeyBlock *b)
     void query_words(const KeyBlock *b, const float *q, float scale, float *out)
     void block_from_rows(const KeyBlock *b, const float *k, const float *v, ptrdiff_t row, ptrdiff_t keys)
     void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const KeyBlock *b, float softcap,
@@ -261,22 +263,24 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
 
+    begin_block(&seen)
     block = max(0, task.first - window) // BLOCK_KEYS * BLOCK_KEYS if window else 0
     while block < (min(time, task.first + rows + window) if window else time):
         keys = min(BLOCK_KEYS, time - block)
         block_from_rows(&seen, k + block * width, v + block * width, width, keys)
         row = 0
         while row < rows:
-            for i in range(min(ATTEND_TILE_ROWS, rows - row)):
+            for i in range(min(seen.rows, rows - row)):
                 query = task.first + row + i
                 first[i] = max(0, query - window - block) if window else 0
                 end[i] = max(0, min(keys, query + window + 1 - block)) if window else keys
                 if s.added != NULL:
                     added[i] = s.added + task.head * 2 * s.span + s.span + block - query
-            attend_tile(&g, row, min(ATTEND_TILE_ROWS, rows - row), queries, &seen, 0, first, end,
+            attend_tile(&g, row, min(seen.rows, rows - row), queries, &seen, 0, first, end,
                         added if s.added != NULL else NULL)
-            row += ATTEND_TILE_ROWS
+            row += seen.rows
         block += BLOCK_KEYS
+    end_block(&seen)
 
     for row in range(rows):
         for d in range(m.head_dim):

@@ -12,6 +12,9 @@ from libc.string cimport memcpy
 cdef extern from "activations.h" nogil:
     vf vf_activate(vf x, int activation)
 
+cdef extern from "amx.h" nogil:
+    enum: AMX_BAND_ROWS
+
 cdef extern from "packed/tile.h" nogil:
     enum: BLOCK
     enum: PAIR
@@ -37,6 +40,10 @@ cdef extern from "packed/tile.h" nogil:
     void quantize_row(const float *x, ptrdiff_t columns, const QuantizedRows *rows, ptrdiff_t row)
     ptrdiff_t open_panel_bytes(ptrdiff_t pairs)
     OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, uint8_t *scratch)
+    enum: WHOLE_TILES
+    enum: PAIR_PANELS
+    enum: PAIR_COLUMNS
+    void open_pairs(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, float *words)
     void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const QuantizedRows *x, ptrdiff_t row, float *sums)
     void panel_dots(ptrdiff_t rows, const PackedMatrix *w, ptrdiff_t panel, const QuantizedRows *x, float *sums)
 
@@ -44,7 +51,8 @@ cdef enum:
     QUANTIZE_ROWS = 8  # rows a task of rounding: up to so many the caller does alone
     MAX_PARTS = 3
     TASK_BYTES = 262144  # of weights a task at most when rows are few: a thread that reads on and on is prefetched for
-    MANY_PANELS = 2  # panels a task when rows are many (a multiple of PANELS_TILE)
+    MOST_ROWS = PAIR_TILE_ROWS  # of a tile of any kind,
+    MOST_PANELS = TILE_VECTORS  # and panels
 
 # What becomes of a sum plus bias.
 cdef enum:
@@ -117,10 +125,17 @@ cdef struct LinearTask:
     LinearPart parts[MAX_PARTS]
     int count, mode, activation
     QuantizedRows x
+    const float *pairs  # NULL, or [tokens, halved(inputs)]: x in pairs of bfloat16 instead (is_for_tiles)
     ptrdiff_t tokens
     # set by packed_linears
     ptrdiff_t panels_a_task[MAX_PARTS]
     ptrdiff_t last_task[MAX_PARTS]
+
+
+cdef inline bint is_for_tiles(ptrdiff_t tokens) noexcept nogil:
+    """Whether so many rows are best multiplied as pairs by AMX, as a panel's numbers come to bfloat16: six times as fast as in 8 bits,
+    and nearer to the truth, as x keeps 8 bits of each number instead of 8 below the largest of 32."""
+    return AMX and tokens > MANY
 
 
 cdef int packed_linears(LinearTask *op) except -1 nogil:
@@ -135,7 +150,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     share = share // ((share + TASK_BYTES - 1) // TASK_BYTES) if share else 1
     for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
-        op.panels_a_task[i] = MANY_PANELS
+        op.panels_a_task[i] = PAIR_PANELS if op.pairs != NULL else PANELS_TILE
         if op.tokens <= MANY:
             op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
@@ -170,43 +185,82 @@ cdef void few_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop)
 
 
 cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:
-    cdef float sums[ROWS_TILE * PANELS_TILE * VF_WIDTH]
-    cdef float gated[ROWS_TILE * PANELS_TILE * VF_WIDTH]
-    cdef OpenPanels open, open_up
+    cdef float sums[MOST_ROWS * MOST_PANELS * VF_WIDTH]
+    cdef float gated[MOST_ROWS * MOST_PANELS * VF_WIDTH]
     cdef const PackedMatrix *w = &op.parts[i].weight
     cdef const PackedMatrix *up = &op.parts[1].weight
-    cdef ptrdiff_t panel = first, panels, p, t, row, rows
-    cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * PANELS_TILE * open_panel_bytes(op.x.pairs))
+    cdef Opened open, open_up
+    cdef ptrdiff_t tile_rows = AMX_BAND_ROWS if op.pairs != NULL else ROWS_TILE
+    cdef ptrdiff_t tile_panels = PAIR_PANELS if op.pairs != NULL else PANELS_TILE
+    cdef ptrdiff_t panel = first, panels, p, t, row, rows, room = opened_bytes(op)
+    cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * room)
+    if op.pairs != NULL:
+        tiles_begin()
     while panel < stop:
-        panels = min(PANELS_TILE, stop - panel)
-        open = open_panels(w, panel, panels, scratch)
+        panels = min(tile_panels, stop - panel)
+        open = opened(op, w, panel, panels, scratch)
         if op.mode == LINEAR_GATE:
-            open_up = open_panels(up, panel, panels, scratch + PANELS_TILE * open_panel_bytes(op.x.pairs))
+            open_up = opened(op, up, panel, panels, scratch + room)
         row = 0
         while row < op.tokens:
-            rows = min(ROWS_TILE, op.tokens - row)
-            ask_for_panels(w, panel + PANELS_TILE, row, rows, op.tokens)
+            rows = min(tile_rows, op.tokens - row)
+            ask_for_panels(w, panel + tile_panels, tile_panels, row, rows, op.tokens)
             if op.mode == LINEAR_GATE:
-                ask_for_panels(up, panel + PANELS_TILE, row, rows, op.tokens)
+                ask_for_panels(up, panel + tile_panels, tile_panels, row, rows, op.tokens)
             # the tile's places in out are asked for now and needed when its sums are done
             for t in range(rows):
                 for p in range(panels):
                     prefetch_write(place_of_sum(op, i, row + t, panel + p))
-            open_tile_of(rows, &open, &op.x, row, sums)
+            multiply_opened(op, &open, row, rows, panels, sums)
             if op.mode == LINEAR_GATE:
-                open_tile_of(rows, &open_up, &op.x, row, gated)
+                multiply_opened(op, &open_up, row, rows, panels, gated)
             for t in range(rows):
                 for p in range(panels):
-                    finish_columns(op, i, row + t, panel + p, sums + (t * PANELS_TILE + p) * VF_WIDTH,
-                                   gated + (t * PANELS_TILE + p) * VF_WIDTH)
+                    finish_columns(op, i, row + t, panel + p, sums + (t * tile_panels + p) * VF_WIDTH,
+                                   gated + (t * tile_panels + p) * VF_WIDTH)
             row += rows
         panel += panels
+    if op.pairs != NULL:
+        tiles_end()
 
 
-cdef inline void ask_for_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t all_rows) noexcept nogil:
+cdef struct Opened:
+    OpenPanels bytes
+    const float *words  # in pairs: [x's words, PAIR_COLUMNS]
+
+
+cdef inline ptrdiff_t opened_bytes(const LinearTask *op) noexcept nogil:
+    """Of a tile's panels, opened."""
+    cdef ptrdiff_t pairs = op.parts[0].weight.pairs
+    if op.pairs != NULL:
+        return pairs * (PAIR // 2 * PAIR_COLUMNS) * sizeof(float)
+    return PANELS_TILE * open_panel_bytes(pairs)
+
+
+cdef inline Opened opened(const LinearTask *op, const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, uint8_t *scratch) noexcept nogil:
+    cdef Opened o
+    if op.pairs != NULL:
+        o.words = <float *>scratch
+        open_pairs(w, panel, panels, <float *>scratch)
+    else:
+        o.bytes = open_panels(w, panel, panels, scratch)
+    return o
+
+
+cdef inline void multiply_opened(const LinearTask *op, const Opened *o, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t panels, float *sums) noexcept nogil:
+    """sums [rows, a tile's panels * VF_WIDTH] of x's rows and opened panels."""
+    cdef ptrdiff_t words = halved(op.parts[0].weight.inputs)
+    if op.pairs != NULL:
+        tiles_of_pairs(rows, panels * VF_WIDTH, op.pairs + row * words, words, o.words, PAIR_COLUMNS, words, sums, PAIR_COLUMNS, False)
+    else:
+        open_tile_of(rows, &o.bytes, &op.x, row, sums)
+
+
+cdef inline void ask_for_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, ptrdiff_t row, ptrdiff_t rows,
+                                ptrdiff_t all_rows) noexcept nogil:
     """A share of a tile's panels from `panel` on, that of `rows` of all rows: they come from memory while the ones before are
     multiplied."""
-    ask_for_share(w.data + panel * w.panel_bytes, min(PANELS_TILE, panels_of(w) - panel) * w.panel_bytes, row, row + rows, all_rows)
+    ask_for_share(w.data + panel * w.panel_bytes, min(panels, panels_of(w) - panel) * w.panel_bytes, row, row + rows, all_rows)
 
 
 cdef inline void ask_for_share(const uint8_t *start, ptrdiff_t size, ptrdiff_t part, ptrdiff_t stop, ptrdiff_t parts) noexcept nogil:

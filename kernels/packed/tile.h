@@ -9,6 +9,7 @@
 #ifndef FASTMIXER_PACKED_TILE_H
 #define FASTMIXER_PACKED_TILE_H
 
+#include "amx.h"
 #include "packed/round.h"
 
 enum {
@@ -29,6 +30,8 @@ enum { MANY = 32 };
 #define ROWS_TILE 2
 #define PANELS_TILE 2
 #endif
+
+enum { WHOLE_TILES = AMX ? AMX_BAND_ROWS : 6 }; /* rows of x that are whole tiles of any kind */
 
 typedef struct {
     const uint8_t *data;
@@ -191,6 +194,59 @@ static OpenPanels open_panels(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t 
     if (panels < PANELS_TILE) open.next = 0;
     return open;
 }
+
+#if AMX
+/* ---- panels of pairs, as tiles of AMX read them ---- */
+
+enum { PAIR_PANELS = AMX_ACROSS, PAIR_COLUMNS = PAIR_PANELS * VF_WIDTH };
+
+/* A number of 8 bits that lies in bits 15..22 of each lane, or one of 4 in bits 19..22, is added to 256 (16) where it comes to lie in
+ * a float's fraction: a shift and one operation of logic, and the scale's multiply-add takes the 256 (16) away again. */
+VEC_INLINE vf number_in_fraction(vi lanes, const int bits) {
+    const int32_t base = bits == 8 ? 0x43800000 : 0x41800000, mask = bits == 8 ? 0x7f8000 : 0x780000;
+    return (vf)((lanes & mask) | base);
+}
+
+VEC_INLINE vi moved(vi lanes, const int left) { return left >= 0 ? lanes << left : lanes >> -left; }
+
+/* Four numbers of each column (or eight: those of a 4-bit group and of its fellow in the high halves) as words, two rows of them. */
+VEC_INLINE void pairs_of_group(vi group, const int bits, const int high, vf scale, vf least, float *out) {
+    vf values[4];
+    UNROLL for (int i = 0; i < 4; i++) /* bit 8 i (and 4 more) moves to where the fraction's ones lie */
+        values[i] = vf_fma(number_in_fraction(moved(group, (bits == 8 ? 15 : 19) - 8 * i - 4 * high), bits), scale, least);
+    vf_store(out, bf16_couples(values[0], values[1]));
+    vf_store(out + PAIR_COLUMNS, bf16_couples(values[2], values[3]));
+}
+
+/* Panel `panel` as words [pairs * PAIR / 2][PAIR_COLUMNS], of which these are the first columns: scale times number plus minimum,
+ * rounded to bfloat16. */
+VEC_INLINE void panel_of_pairs(const int bits, const PackedMatrix *w, ptrdiff_t panel, float *out) {
+    const ptrdiff_t block_bytes = packed_block_bytes(bits), scale_bytes = packed_scale_bytes(w->half);
+    const uint8_t *pair = w->data + panel * w->panel_bytes;
+    const float below = (bits == 8 ? 256.0f : 16.0f) + (float)packed_offset(bits, w->minimum);
+    for (ptrdiff_t i = 0; i < w->pairs; i++, pair += w->panel_bytes / w->pairs)
+        for (int h = 0; h < 2; h++, out += BLOCK / 2 * PAIR_COLUMNS) {
+            const uint8_t *in = pair + h * block_bytes, *scales = pair + 2 * block_bytes + h * scale_bytes;
+            const vf scale = load_scale(scales, w->half), minimum = w->minimum ? load_scale(scales + 2 * scale_bytes, w->half) : vf_zero();
+            const vf least = minimum - scale * below;
+            for (int g = 0; g < (bits == 8 ? GROUPS : GROUPS / 2); g++) {
+                const vi group = vi_load(in + g * VF_WIDTH * 4);
+                pairs_of_group(group, bits, 0, scale, least, out + 2 * g * PAIR_COLUMNS);
+                if (bits == 4) pairs_of_group(group, bits, 1, scale, least, out + (2 * g + GROUPS) * PAIR_COLUMNS);
+            }
+        }
+}
+
+static void open_pairs(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, float *words) {
+    for (ptrdiff_t p = 0; p < panels; p++) {
+        if (w->bits == 4) panel_of_pairs(4, w, panel + p, words + p * VF_WIDTH);
+        else panel_of_pairs(8, w, panel + p, words + p * VF_WIDTH);
+    }
+}
+#else
+enum { PAIR_PANELS = PANELS_TILE, PAIR_COLUMNS = PAIR_PANELS * VF_WIDTH };
+static void open_pairs(const PackedMatrix *w, ptrdiff_t panel, ptrdiff_t panels, float *words) {} /* never called */
+#endif
 
 /* Where a panel keeps input `place`: the bytes of its group of four, and the scales of its block. */
 typedef struct {
