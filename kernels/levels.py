@@ -24,6 +24,9 @@ ADDS = {
     "x86_64_v4_amx": ("x86_64_v4", _PAIRS),
 }
 
+# Levels that multiply bfloat16 with instructions of its own; implementations' names end in them.
+MULTIPLY_BFLOAT16 = ("x86_64_v4_amx", "x86_64_v4_bf16")
+
 
 def level_for(op: str, level: str) -> str:
     """The level at which op is built for `level`: that itself, or the one that it adds nothing to."""

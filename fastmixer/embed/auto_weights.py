@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 # The least cosine with float32's vector that a kind has to keep, in every one of the sentences.
 GATES = {"int8": 0.995, "bfloat16": 0.9995}
-# What an implementation's name ends with, if its instructions multiply that kind faster than float32; fastest first.
-FASTER = {"int8": ("_vnni", "_bf16"), "bfloat16": ("_bf16",)}
+# The kinds that levels have instructions for, fastest first; others multiply float32 fastest.
+FASTER = {
+    "x86_64_v4_amx": ("bfloat16", "int8"),
+    "x86_64_v4_bf16": ("int8", "bfloat16"),
+    "x86_64_v4_vnni": ("int8",),
+}
 SENTENCES = (  # from Alice in Wonderland, and some that are unlike it
     "Down, down, down.",
     "There was nothing so very remarkable in that; nor did Alice think it so very much out of the way to hear the Rabbit "
@@ -44,12 +48,10 @@ class Choice:
 
 def fastest_accurate(source: "EncoderSource", tokenizer: SentenceTokenizer, progress: bool) -> tuple[Encoder, Choice]:
     """The encoder whose weights are kept in the first of the kinds that are fast here and pass their gate, else float32."""
-    name, tried = implementation("encoder"), {}
+    tried: dict[str, float] = {}
     plain: Encoder | None = None
     truth = np.empty(0)
-    for kind, endings in FASTER.items():
-        if not name.endswith(endings):
-            continue
+    for kind in faster_kinds(implementation("encoder")):
         if plain is None:
             plain = Encoder(source, "float32", progress=progress)
             truth = _vectors(plain, source, tokenizer)
@@ -58,6 +60,11 @@ def fastest_accurate(source: "EncoderSource", tokenizer: SentenceTokenizer, prog
         if tried[kind] >= GATES[kind]:
             return encoder, Choice(kind, tried)
     return plain or Encoder(source, "float32", progress=progress), Choice("float32", tried)
+
+
+def faster_kinds(implementation: str) -> tuple[str, ...]:
+    """The kinds that kernels of this name multiply faster than float32, fastest first."""
+    return FASTER.get(implementation.removeprefix("native-"), ())
 
 
 def _vectors(encoder: Encoder, source: "EncoderSource", tokenizer: SentenceTokenizer) -> np.ndarray:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastmixer.kernels.levels import MULTIPLY_BFLOAT16
 from fastmixer.kernels.select import implementation, kernels
 from fastmixer.ops.checks import Arrays
-
-FAST_LEVEL = "bf16"  # what the names of levels with bfloat16 instructions end in
 
 
 class RoundedWeight(NamedTuple):
@@ -54,4 +53,4 @@ def check_rounded(op: str, name: str, rounded: RoundedWeight, weight: np.ndarray
 
 def is_fast() -> bool:
     """Whether the kernels that run here multiply bfloat16 with instructions of its own."""
-    return implementation("matmul").endswith(FAST_LEVEL)
+    return implementation("matmul").endswith(MULTIPLY_BFLOAT16)

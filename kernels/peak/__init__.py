@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
+from fastmixer.kernels.levels import MULTIPLY_BFLOAT16
 from fastmixer.kernels.select import implementations, kernel_module
 from fastmixer.kernels.threads import get_threads
 
@@ -36,8 +37,8 @@ def measured_bandwidth(stream: str = "read") -> float:
 def probe_flops(seconds: float = PROBE_SECONDS, precision: str = "float32") -> float:
     """One fresh probe of FLOP/s, not cached: for benchmarks that interleave probe and kernel.
 
-    precision "bfloat16": of its dot product, added up in float32; without instructions for it, of float32. "int8": of
-    dot products of 8-bit integers, as this processor's kernels add them up.
+    precision "bfloat16": of its dot product, added up in float32, by tiles where there are tiles; without instructions
+    for it, of float32. "int8": of dot products of 8-bit integers, as this processor's kernels add them up.
     """
     probe = _flops_probe(precision)
     sink = np.zeros(get_threads(), np.float32)
@@ -76,7 +77,7 @@ def _flops_probe(precision: str) -> Callable[[np.ndarray, int], float]:
     probes = _probes()
     if precision == "int8":
         return probes.int8_rounds
-    rounded = precision == "bfloat16" and probes.__name__.endswith("bf16")
+    rounded = precision == "bfloat16" and probes.__name__.endswith(MULTIPLY_BFLOAT16)
     return probes.bfloat16_rounds if rounded else probes.fma_rounds
 
 

@@ -7,6 +7,7 @@ include "vec.pxi"
 
 cdef extern from *:
     """
+    #include "amx.h"
     #include "bfloat16.h"
     #include "packed/dot.h"
     #include "vec.h"
@@ -21,6 +22,22 @@ cdef extern from *:
         for (int i = 0; i < PEAK_SUMS; i++) total = vf_add(total, sums[i]);
         return vf_sum(total);
     }
+    /* The same of pairs by tiles, of which six are sums: TILE_OPERATIONS a round. */
+    #if AMX
+    #define TILE_OPERATIONS (6.0 * AMX_ROWS * AMX_WORDS * AMX_WORDS * 4)
+    static float peak_tile_rounds(long rounds) {
+        tiles_begin();
+        TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3); TILE_ZERO(4); TILE_ZERO(5); TILE_ZERO(6); TILE_ZERO(7);
+        for (long round = 0; round < rounds; round++) {
+            TILE_DOT(0, 6, 7); TILE_DOT(1, 6, 7); TILE_DOT(2, 6, 7); TILE_DOT(3, 6, 7); TILE_DOT(4, 6, 7); TILE_DOT(5, 6, 7);
+        }
+        tiles_end();
+        return 0;
+    }
+    #else
+    #define TILE_OPERATIONS (4.0 * VF_WIDTH * PEAK_SUMS)
+    static float peak_tile_rounds(long rounds) { return peak_rounds(1, rounds); }
+    #endif
     /* The compiler must not know that x stays as it is: without VNNI it would multiply once and add forever. */
     #if defined(__x86_64__)
     #define PEAK_HIDE(x) __asm__ volatile("" : "+x"(x))
@@ -46,6 +63,8 @@ cdef extern from *:
     """
     enum: PEAK_SUMS
     float peak_rounds(int pairs, long rounds) noexcept nogil
+    double TILE_OPERATIONS
+    float peak_tile_rounds(long rounds) noexcept nogil
     float peak_dot_rounds(long rounds) noexcept nogil
 
 
@@ -61,7 +80,7 @@ cdef void fma_task(void *argument, ptrdiff_t task) noexcept nogil:
 
 cdef void pairs_task(void *argument, ptrdiff_t task) noexcept nogil:
     cdef FmaTask *probe = <FmaTask *>argument
-    probe.sink[task] = peak_rounds(1, probe.rounds)
+    probe.sink[task] = peak_tile_rounds(probe.rounds)
 
 
 cdef void dot_task(void *argument, ptrdiff_t task) noexcept nogil:
@@ -81,14 +100,14 @@ def fma_rounds(float[::1] sink, long rounds):
 
 
 def bfloat16_rounds(float[::1] sink, long rounds):
-    """As fma_rounds, with products of bfloat16 in pairs, two of them a number of sink's vectors."""
+    """As fma_rounds, with products of bfloat16 in pairs, by vectors of them or by tiles."""
     cdef FmaTask probe
     cdef ptrdiff_t tasks = sink.shape[0]
     probe.rounds = rounds
     probe.sink = &sink[0]
     with nogil:
         pool_run(pairs_task, &probe, tasks)
-    return 4.0 * VF_WIDTH * PEAK_SUMS * rounds * tasks
+    return TILE_OPERATIONS * rounds * tasks
 
 
 def int8_rounds(float[::1] sink, long rounds):

@@ -52,6 +52,7 @@ def test_a_forced_level_that_is_absent_raises(monkeypatch):
 def test_an_op_without_a_use_for_a_level_runs_as_at_the_one_beneath():
     assert level_for("packed", "x86_64_v4_vnni") == "x86_64_v4_vnni"
     assert level_for("norm", "x86_64_v4_vnni") == level_for("norm", "x86_64_v4_bf16") == "x86_64_v4"
+    assert level_for("norm", "x86_64_v4_amx") == "x86_64_v4"
     assert level_for("norm", "x86_64_v3") == "x86_64_v3"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import fastmixer as fm
 from fastmixer.data import write_dataset
+from fastmixer.kernels.levels import MULTIPLY_BFLOAT16
 from fastmixer.kernels.select import implementations, use_kernels
 from fastmixer.model import ModelConfig
 from fastmixer.ops.bfloat16 import round_weight
@@ -78,7 +79,7 @@ def test_the_same_bits_on_any_number_of_threads(small, batch_for):
 
 
 def test_where_there_are_no_instructions_it_says_so_and_takes_float32(small):
-    level = next((i for i in implementations("matmul") if i.startswith("native") and not i.endswith("bf16")), "jit")
+    level = next((i for i in implementations("matmul") if i.startswith("native") and not i.endswith(MULTIPLY_BFLOAT16)), "jit")
     with use_kernels(level):
         with pytest.warns(RuntimeWarning, match="precision 'bfloat16' has no instructions here"):
             assert fm.Transformer(small(), precision="bfloat16").precision == "float32"
