@@ -48,6 +48,7 @@ cdef extern from "matmul/tile.h" nogil:
     enum: K_BLOCK
     enum: GROUP_PANELS
     enum: FIRST_TILE_PACKS
+    enum: ASKS_AHEAD
     void tile_multiply(int row_count, int vectors, int ahead, int pairs, const float **rows, ptrdiff_t a_step,
                        const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed, float *out, ptrdiff_t out_row,
                        bint add)
@@ -205,7 +206,7 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                     pack_group(b, g.b_k, g.b_column, depth, group_end - group, group_buffer)
             for tile in range(tiles):
                 # What comes next is asked for while this tile is multiplied: without it every pack waits for memory.
-                if g.packed_b == NULL:
+                if ASKS_AHEAD and g.packed_b == NULL:
                     if group_end < last_column:
                         prefetch_slice(g, k_start, group_end, tile, tiles)
                     elif not last:
