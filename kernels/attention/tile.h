@@ -17,7 +17,7 @@
 #else
 #define VALUE_VECTORS 2
 #endif
-#define VALUE_ROWS 4
+#define VALUE_ROWS 4 /* divides VF_WIDTH: a group of keys stays in one vector */
 #define MOST_ROWS (AMX ? AMX_BAND_ROWS : VALUE_ROWS) /* that a product of any kind makes together */
 
 VEC_INLINE void multiply_rows(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b,
@@ -28,7 +28,7 @@ VEC_INLINE void multiply_rows(const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
     for (int i = 0; i < VALUE_ROWS; i++) row[i] = a + (i < rows ? i : rows - 1) * a_row; /* past the end: the last row */
     for (int i = 0; i < VALUE_ROWS; i++)
         for (int j = 0; j < vectors; j++) sums[i][j] = vf_zero();
-    for (ptrdiff_t k = 0; k < depth; k++) {
+    UNROLL_K for (ptrdiff_t k = 0; k < depth; k++) {
         vf values[VALUE_VECTORS];
         for (int j = 0; j < vectors; j++) values[j] = vf_load(b + k * b_stride + j * VF_WIDTH);
         for (int i = 0; i < VALUE_ROWS; i++) {
