@@ -81,6 +81,7 @@ class Bench:
     remarks: list[str] = field(default_factory=list)
     bandwidth: float = 0.0
     int8_peak: float = 0.0
+    bfloat16_peak: float = 0.0
 
     def rows(self) -> Iterator[Row]:
         """Every row, as soon as it is there."""
@@ -100,6 +101,7 @@ class Bench:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
         for turn in range(self.rounds + 1):
             self.int8_peak = max(self.int8_peak, probe_flops(0.01, "int8"))
+            self.bfloat16_peak = max(self.bfloat16_peak, probe_flops(0.01, "bfloat16"))
             self.bandwidth = max(self.bandwidth, probe_bandwidth(self._memory))
             for name, job in jobs.items():
                 time.sleep(SETTLE_SECONDS)
@@ -156,9 +158,10 @@ def _memory_limit(bench: Bench, opened: dict[str, Any], speed: float, context: f
     return f"{rate / 1e9:.1f} of {bench.bandwidth / 1e9:.1f} GB/s"
 
 
-def _product_limit(bench: Bench, opened: dict[str, Any], speed: float) -> str:
-    """Operations/s of the layers' linear maps; attention and head not counted."""
-    return f"{speed * opened['operations'] / 1e9:,.0f} of {bench.int8_peak / 1e9:,.0f} GOP/s"
+def _product_limit(bench: Bench, opened: dict[str, Any], speed: float, kind: str = "int8") -> str:
+    """Operations/s of the layers' linear maps, over what the machine does of that kind; attention and head not counted."""
+    peak = bench.bfloat16_peak if kind == "bfloat16" else bench.int8_peak
+    return f"{speed * opened['operations'] / 1e9:,.0f} of {peak / 1e9:,.0f} GOP/s"
 
 
 # ---- the comparisons ----
@@ -186,7 +189,7 @@ def _beside_llama(bench: Bench) -> Iterator[Row]:
         def limit(of: dict[str, Any], values: list[float], what: str = what) -> str:
             speed = statistics.median(values)
             if what == "prefill":
-                return _product_limit(bench, of, speed)
+                return _product_limit(bench, of, speed, of["prompts_in"])
             return _memory_limit(bench, of, speed, PROMPT + NEW / 2)
 
         for kind, target in zip(files, targets, strict=True):
@@ -240,8 +243,8 @@ def _clocks(found: dict[str, list[dict[str, Any]]]) -> list[str]:
 def _one_thread(bench: Bench) -> Iterator[Row]:
     threads = get_threads()
     set_threads(1)  # the probes too
-    both = bench.bandwidth, bench.int8_peak
-    bench.bandwidth = bench.int8_peak = 0.0
+    limits = bench.bandwidth, bench.int8_peak, bench.bfloat16_peak
+    bench.bandwidth = bench.int8_peak = bench.bfloat16_peak = 0.0
     files = {"the same file": bench.path, "Q4_0": converted(bench.path, "Q4_0")}
     workers: dict[str, Worker] = {}
     try:
@@ -253,7 +256,7 @@ def _one_thread(bench: Bench) -> Iterator[Row]:
         limit = _memory_limit(bench, workers[OURS].opened, statistics.median(ours), SHORT + NEW / 2)
     finally:
         set_threads(threads)
-        bench.bandwidth, bench.int8_peak = both
+        bench.bandwidth, bench.int8_peak, bench.bfloat16_peak = limits
         _close(workers)
     for kind in files:
         name = f"one thread: decode {NEW} after {SHORT}, llama.cpp on {kind}"
@@ -309,7 +312,7 @@ def _beside_openvino(bench: Bench) -> Iterator[Row]:
         _close(workers)
     values = {name: _values(answers, "prefill") for name, answers in found.items()}
     ours = values.pop(OURS)
-    limit = _product_limit(bench, opened, statistics.median(ours))
+    limit = _product_limit(bench, opened, statistics.median(ours), opened["prompts_in"])
     yield Row(f"prefill {PROMPT}, Q8_0, OpenVINO GenAI", "tokens/s", ours, values, 1.3, limit)
 
 

@@ -11,7 +11,7 @@ EXPLANATION = (
     "Q4_0 and Q8_0 files are the model's own, written by `fastmixer convert` (all matrices in that type). Ratios are of",
     "medians, beside the better mode of theirs; spread is (largest - smallest) / median. Tokens/s are what each engine",
     "tells of itself. GB/s: bytes of weights, and of keys and values, that tokens need, by time; GOP/s: operations of the",
-    "layers' linear maps, by time.",
+    "layers' linear maps, by time, of what the machine does in the numbers that they are multiplied in.",
 )
 
 
@@ -51,7 +51,7 @@ def markdown(rows: list[Row], bench: Bench, about: dict[str, str]) -> str:
 def _limits(bench: Bench) -> str:
     return (
         f"limits probed among the rounds: {bench.bandwidth / 1e9:.1f} GB/s read from memory, "
-        f"{bench.int8_peak / 1e9:,.0f} GOP/s of 8-bit dot products"
+        f"{bench.int8_peak / 1e9:,.0f} GOP/s of 8-bit dot products, {bench.bfloat16_peak / 1e9:,.0f} of bfloat16's"
     )
 
 

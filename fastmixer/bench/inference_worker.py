@@ -53,6 +53,8 @@ class Engine:
             "weight_bytes": decoder.nbytes - table,
             "cache_bytes": cache / 64,
             "operations": 2 * sum(maps),
+            # a decoder's products of many rows of 4- and 8-bit weights (kernels/decoder)
+            "prompts_in": "bfloat16" if implementation("decoder").endswith("_amx") else "int8",
         }
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:

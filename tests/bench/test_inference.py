@@ -56,7 +56,7 @@ class FakeWorker:
 
     def __init__(self, log, name, speed):
         self.log, self.name, self.speed = log, name, speed
-        self.opened = {"versions": {}, "weight_bytes": 1e6, "cache_bytes": 10.0, "operations": 5e6}
+        self.opened = {"versions": {}, "weight_bytes": 1e6, "cache_bytes": 10.0, "operations": 5e6, "prompts_in": "int8"}
 
     def run(self, prompts, new_tokens):
         self.log.append(self.name)
@@ -84,10 +84,11 @@ def test_files_are_named_by_their_type():
 
 
 def test_limits_are_bytes_and_operations_of_a_token(tmp_path):
-    bench = Bench(tmp_path, bandwidth=4e10, int8_peak=9e11)
+    bench = Bench(tmp_path, bandwidth=4e10, int8_peak=9e11, bfloat16_peak=4e11)
     opened = {"weight_bytes": 9e7, "cache_bytes": 2e4, "operations": 2e8}
     assert inference._memory_limit(bench, opened, 200.0, 500) == "20.0 of 40.0 GB/s"
     assert inference._product_limit(bench, opened, 2000.0) == "400 of 900 GOP/s"
+    assert inference._product_limit(bench, opened, 2000.0, "bfloat16") == "400 of 400 GOP/s"
 
 
 def test_a_worker_of_ours(tiny):
@@ -96,6 +97,7 @@ def test_a_worker_of_ours(tiny):
         opened = worker.opened
         assert opened["first_token_seconds"] >= opened["open_seconds"] > 0 and opened["operations"] > 0
         assert opened["weight_bytes"] > 0 and opened["cache_bytes"] > 0 and "kernels" in opened["versions"]
+        assert opened["prompts_in"] in ("int8", "bfloat16")
         if resident():
             assert opened["after"]["all"] > opened["before"]["all"] > 2**20
         one = worker.run(prompts=[[5, 6, 7]], new_tokens=4)
