@@ -8,6 +8,7 @@
 #define FASTMIXER_AMX_H
 
 #include "bfloat16.h"
+#include "cpu/tiles.h"
 
 enum {
     AMX_ROWS = 16,
@@ -48,6 +49,9 @@ static void tiles_shaped(ptrdiff_t rows, ptrdiff_t words) {
 }
 
 static void tiles_begin(void) { tiles_shaped(AMX_ROWS, AMX_WORDS); }
+
+/* For a module that is imported: whether it can run. */
+static int tiles_can_begin(void) { return system_allows_tiles(); }
 static void tiles_end(void) { TILE_RELEASE(); }
 
 /* ---- pairs of bfloat16: sums in float32, k from first to last ---- */
@@ -154,6 +158,7 @@ VEC_INLINE void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a
 
 #else
 #define AMX 0
+static int tiles_can_begin(void) { return 1; }
 /* Never called. */
 static void tiles_shaped(ptrdiff_t rows, ptrdiff_t words) {}
 static void tiles_begin(void) {}

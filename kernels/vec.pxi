@@ -43,6 +43,12 @@ cdef extern from "threads/pool.h":
     void *pool_shared(size_t bytes) noexcept nogil
     int pool_threads() noexcept nogil
 
+cdef extern from "amx.h":
+    bint tiles_can_begin() nogil
+
+if not tiles_can_begin():
+    raise ImportError("kernels for AMX: the system does not let this process use its tiles")
+
 # The first look at the number of threads loads the pool and sizes it.
 from fastmixer.kernels.threads import get_threads as _size_the_pool
 _size_the_pool()

@@ -7,26 +7,13 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <stdint.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+
+#include "cpu/tiles.h"
 
 static uint64_t cpu_xgetbv(void) {
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return ((uint64_t)high << 32) | low;
-}
-
-/* Whether tiles may be used: their registers are so large that Linux wants to be asked once for the process. */
-static int cpu_allows_tiles(uint64_t saved) {
-#if defined(__linux__) && defined(SYS_arch_prctl)
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    const uint64_t tiles = 3ull << 17;
-    return (saved & tiles) == tiles && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-#else
-    return 0;
-#endif
 }
 
 /* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI (Cascade Lake, Ice
@@ -54,9 +41,10 @@ static int cpu_x86_64_level(void) {
     __get_cpuid_count(7, 1, &a71, &ignored, &ignored, &ignored);
     const unsigned vnni = 1u << 11, bf16 = 1u << 5;
     const unsigned tiles = 1u << 22 | 1u << 24; /* AMX_BF16, AMX_TILE */
+    const uint64_t tiles_saved = 3ull << 17;
     if (!(c7 & vnni)) return 4;
     if (!(a71 & bf16)) return 5;
-    return (d7 & tiles) == tiles && cpu_allows_tiles(saved) ? 7 : 6;
+    return (d7 & tiles) == tiles && (saved & tiles_saved) == tiles_saved && system_allows_tiles() ? 7 : 6;
 }
 #else
 static int cpu_x86_64_level(void) { return 0; }
