@@ -113,7 +113,7 @@ cdef int run(Step *s, int64_t *lists, const int64_t *wanted, ptrdiff_t wanted_co
         if i == m.layers - 1 and s.kept_starts != NULL:
             p.next = NULL
             pass_on(&p)
-            remember_all(s, s.layer)
+            by_length(s, remember_all, s.layer)
             kept = kept_step(s)
             if wanted_count:
                 run_kept(&kept, s.layer)
@@ -189,15 +189,16 @@ cdef int pass_on(Passage *p) except -1 nogil:
 
 cdef void pass_block(void *argument, ptrdiff_t block) noexcept nogil:
     cdef Passage *p = <Passage *>argument
-    cdef Step b = block_of(p.step, block)
+    cdef ptrdiff_t first = block * p.step.block_tokens
+    cdef Step b = tokens_of(p.step, first, min(p.step.block_tokens, p.step.tokens - first))
     pass_tokens(p, &b)
 
 
 cdef int pass_tokens(const Passage *p, Step *s) except -1 nogil:
     if p.attended != NULL:
-        finish_layer(s, p.attended)
+        by_length(s, finish_layer, p.attended)
     if p.next != NULL:
-        begin_layer(s, p.next)
+        by_length(s, begin_layer, p.next)
     return 0
 
 
@@ -253,28 +254,36 @@ cdef int remember_all(Step *s, const Layer *layer) except -1 nogil:
 
 cdef int run_kept(Step *s, const Layer *layer) except -1 nogil:
     """And the rest of it, for tokens that something is wanted of."""
+    by_length(s, begin_kept, layer)
+    attend(s)
+    return by_length(s, finish_layer, layer)
+
+
+cdef int begin_kept(Step *s, const Layer *layer) except -1 nogil:
+    """As far as queries."""
     cdef const Linear *maps[1]
     cdef float *outs[1]
     maps[0], outs[0] = &layer.q, s.q
     project(&s.bench, s.normed, s.tokens, s.model.dim, maps, outs, 1, LINEAR_STORE, 0, OUTLIER)
-    pool_run(turn_block, s, token_blocks(s.tokens))
-    attend(s)
-    return finish_layer(s, layer)
+    return pool_run(turn_block, s, token_blocks(s.tokens))
 
 
 cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits, float *hidden) except -1 nogil:
     cdef const Model *m = s.model
     cdef const Linear *maps[1]
     cdef float *outs[1]
-    cdef ptrdiff_t i
+    cdef ptrdiff_t i, stop
     for i in range(count):
         norm_row(&m.final_norm, s.x + wanted[i] * m.dim, s.normed + i * m.dim, m.dim, False)
     if hidden != NULL:
         memcpy(hidden, s.normed, sizeof(float) * count * m.dim)
     if logits == NULL:
         return 0
-    maps[0], outs[0] = &m.head, logits
-    project(&s.bench, s.normed, count, m.dim, maps, outs, 1, LINEAR_STORE, 0, HEAD_OUTLIER)
+    maps[0], i = &m.head, 0
+    while i < count:
+        outs[0], stop = logits + i * m.vocab, wanted_alike(s, wanted, count, i)
+        project(&s.bench, s.normed + i * m.dim, stop - i, m.dim, maps, outs, 1, LINEAR_STORE, 0, HEAD_OUTLIER)
+        i = stop
     if m.logit_softcap > 0:
         for i in range(count * m.vocab):
             logits[i] = m.logit_softcap * tanhf(logits[i] / m.logit_softcap)

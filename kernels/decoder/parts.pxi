@@ -21,6 +21,7 @@ cdef struct Bench:
     float *other  # [tokens, hidden]
     float *pairs  # [tokens, widest / 2]
     void *quantized
+    bint tiles  # x of packed weights is rounded to bfloat16 and multiplied by AMX, instead of to 8 bits
 
 
 cdef inline ptrdiff_t blocks_of(ptrdiff_t rows) noexcept nogil:
@@ -54,6 +55,7 @@ cdef inline void carve_bench(Bench *bench, char **memory, ptrdiff_t tokens, ptrd
     bench.wide, bench.other = take_floats(memory, tokens * hidden), take_floats(memory, tokens * hidden)
     bench.pairs = take_floats(memory, tokens * halved(widest))
     bench.quantized = take_floats(memory, (quantized_most(tokens, widest) + 3) // 4)
+    bench.tiles = False
 
 
 # ---- from specs ----
@@ -166,7 +168,7 @@ cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width
 cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear **linears, float **outs, int count,
                  int mode, int activation, ptrdiff_t one_in) except -1 nogil:
     """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region, of x in
-    8 bits with one in so many numbers kept as outliers (0: none), or in bfloat16 (is_for_tiles)."""
+    8 bits with one in so many numbers kept as outliers (0: none), or in bfloat16 (bench.tiles)."""
     cdef LinearTask packed
     cdef RowsTask dense
     cdef ChannelTask channel
@@ -195,7 +197,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
         round_channel_rows(x, rows, width, &channel.x)
         channel_linears(&channel)
     if packed.count:
-        if is_for_tiles(rows):
+        if bench.tiles:
             if not paired:
                 make_pairs(x, width, rows, width, bench.pairs, NULL)
             packed.pairs = bench.pairs

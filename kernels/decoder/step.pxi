@@ -96,12 +96,11 @@ cdef ptrdiff_t block_tokens_of(const Step *s) noexcept nogil:
     return (s.tokens + blocks * WHOLE_TILES - 1) // (blocks * WHOLE_TILES) * WHOLE_TILES
 
 
-cdef Step block_of(const Step *s, ptrdiff_t block) noexcept nogil:
-    """The block's tokens alone: all but attention can run on them."""
+cdef Step tokens_of(const Step *s, ptrdiff_t first, ptrdiff_t count) noexcept nogil:
+    """So many tokens from `first` on alone: all but attention can run on them."""
     cdef const Model *m = s.model
     cdef Step b = s[0]
-    cdef ptrdiff_t first = block * s.block_tokens
-    b.tokens = min(s.block_tokens, s.tokens - first)
+    b.tokens = count
     b.sequence_of, b.position_of = s.sequence_of + first, s.position_of + first
     b.x, b.normed = s.x + first * m.dim, s.normed + first * m.dim
     b.q, b.attended = s.q + first * m.heads * m.head_dim, s.attended + first * m.heads * m.head_dim
@@ -110,6 +109,44 @@ cdef Step block_of(const Step *s, ptrdiff_t block) noexcept nogil:
     b.bench.pairs = s.bench.pairs + first * halved(widest(m))
     b.bench.quantized = <char *>s.bench.quantized + quantized_most(first, widest(m))
     return b
+
+
+# ---- long prompts and what stands beside them ----
+
+cdef inline bint is_long(const Step *s, ptrdiff_t t) noexcept nogil:
+    """Whether token t is multiplied by tiles: as many of its own sequence decide it, whatever else is in the batch."""
+    return is_for_tiles(s.starts[s.sequence_of[t] + 1] - s.starts[s.sequence_of[t]])
+
+
+cdef int by_length(Step *s, int (*part)(Step *s, const Layer *layer) except -1 nogil, const Layer *layer) except -1 nogil:
+    """A part of the layer for runs of tokens that are multiplied alike."""
+    cdef Step run
+    cdef ptrdiff_t first = 0, stop
+    while first < s.tokens:
+        stop = first + 1
+        while stop < s.tokens and is_long(s, stop) == is_long(s, first):
+            stop += 1
+        run = tokens_of(s, first, stop - first)
+        run.bench.tiles = is_long(s, first)
+        part(&run, layer)
+        first = stop
+    return 0
+
+
+cdef ptrdiff_t wanted_alike(Step *s, const int64_t *wanted, ptrdiff_t count, ptrdiff_t first) noexcept nogil:
+    """Where a run of wanted tokens ends that the head multiplies alike, as s.bench.tiles says then: those of a sequence that stand
+    together decide it."""
+    cdef ptrdiff_t start = first, stop, sequence
+    while start < count:
+        sequence, stop = sequence_with(s, wanted[start]), start + 1
+        while stop < count and sequence_with(s, wanted[stop]) == sequence:
+            stop += 1
+        if start == first:
+            s.bench.tiles = is_for_tiles(stop - start)
+        elif is_for_tiles(stop - start) != s.bench.tiles:
+            return start
+        start = stop
+    return count
 
 
 # ---- the last layer's tokens ----

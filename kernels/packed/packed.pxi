@@ -125,7 +125,7 @@ cdef struct LinearTask:
     LinearPart parts[MAX_PARTS]
     int count, mode, activation
     QuantizedRows x
-    const float *pairs  # NULL, or [tokens, halved(inputs)]: x in pairs of bfloat16 instead (is_for_tiles)
+    const float *pairs  # NULL, or [tokens, halved(inputs)]: x in pairs of bfloat16 instead, multiplied by AMX
     ptrdiff_t tokens
     # set by packed_linears
     ptrdiff_t panels_a_task[MAX_PARTS]
@@ -133,8 +133,8 @@ cdef struct LinearTask:
 
 
 cdef inline bint is_for_tiles(ptrdiff_t tokens) noexcept nogil:
-    """Whether so many rows are best multiplied as pairs by AMX, as a panel's numbers come to bfloat16: six times as fast as in 8 bits,
-    and nearer to the truth, as x keeps 8 bits of each number instead of 8 below the largest of 32."""
+    """Whether so many tokens of a sequence are best multiplied as pairs by AMX, as a panel's numbers come to bfloat16: faster than in
+    8 bits, and nearer to the truth, as x keeps 8 bits of each number instead of 8 below the largest of 32."""
     return AMX and tokens > MANY
 
 
@@ -151,7 +151,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
         op.panels_a_task[i] = PAIR_PANELS if op.pairs != NULL else PANELS_TILE
-        if op.tokens <= MANY:
+        if op.tokens <= MANY and op.pairs == NULL:
             op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
         op.last_task[i] = tasks
@@ -166,7 +166,7 @@ cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
         i += 1
     first = (task - (op.last_task[i - 1] if i > 0 else 0)) * op.panels_a_task[i]
     stop = min(panels_of(&op.parts[i].weight), first + op.panels_a_task[i])
-    if op.tokens <= MANY:
+    if op.tokens <= MANY and op.pairs == NULL:
         few_rows(op, i, first, stop)
     else:
         many_rows(op, i, first, stop)

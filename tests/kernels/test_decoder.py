@@ -341,6 +341,23 @@ def test_a_sequence_does_not_depend_on_the_others(kernel, implementation):
                 close(run.step([count]), expected)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_bits_of_packed_weights_do_not_depend_on_the_other_sequences(kernel, implementation, kind):
+    """Single tokens, long and short prompts, each beside another one that may be multiplied otherwise."""
+    if not implementation.startswith("native"):
+        pytest.skip("NumPy's and Numba's sums depend on the number of rows")
+    spec = make_spec(packed_of(implementation), kind=kind)
+    lengths, steps = [60, 130, 20], ([50, 0, 3], [1, 100, 1], [1, 1, 10], [0, 20, 1])
+    together = Run(kernel, spec, lengths, "bfloat16")
+    found = [np.split(together.step(counts), np.cumsum(counts)[:-1]) for counts in steps]
+    for sequence, length in enumerate(lengths):
+        alone = Run(kernel, spec, [length], "bfloat16")
+        alone.tokens = [together.tokens[sequence]]
+        for counts, logits in zip(steps, found, strict=True):
+            if counts[sequence]:
+                np.testing.assert_array_equal(alone.step([counts[sequence]]), logits[sequence])
+
+
 @pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32"])
 def test_what_follows_does_not_depend_on_what_was_wanted(kernel, implementation, feature, page_type):
