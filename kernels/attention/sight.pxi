@@ -28,7 +28,7 @@ cdef struct Attention:
     ptrdiff_t depth, words  # words that a row of head_dim takes, and those padded to full vectors
     bint tiles  # pairs are multiplied by AMX: whole tiles of words, zeros where nothing is
     ptrdiff_t group  # rows that a small product makes together; an even number
-    ptrdiff_t vector  # columns of scores that are made together, a multiple of VF_WIDTH
+    ptrdiff_t vector  # columns of scores that are made together, VF_WIDTH or twice that (a power of two)
 
 
 # One sequence: where it stands, and how many queries face how many keys.
@@ -104,8 +104,8 @@ cdef inline Range seen_by(const Attention *op, const Span *span, ptrdiff_t query
 
 cdef inline Range whole_vectors(const Attention *op, Range columns) noexcept nogil:
     cdef Range wide
-    wide.first = columns.first // op.vector * op.vector
-    wide.end = (columns.end + op.vector - 1) // op.vector * op.vector
+    wide.first = columns.first & -op.vector
+    wide.end = (columns.end + op.vector - 1) & -op.vector
     return wide
 
 
