@@ -1,8 +1,7 @@
-/* AMX: tiles of 16 rows of 64 bytes, and instructions that multiply two of them. A word is two numbers of bfloat16 (bfloat16.h) or
- * four of 8 bits; 16 rows of words by as many words of 16 columns are one instruction.
+/* AMX: tiles of 16 rows of 64 bytes, and an instruction that multiplies two of them. A word is a pair of bfloat16 (bfloat16.h):
+ * 16 rows of 16 words by as many words of 16 columns at once.
  *
- * Between tiles_begin (or tiles_shaped) and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within
- * one task. Source: Intel's Software Developer's Manual. Knows nothing of panels, heads or threads.
+ * Between tiles_begin and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within one task. Source: Intel's Software Developer's Manual. Knows nothing of panels, heads or threads.
  */
 #ifndef FASTMIXER_AMX_H
 #define FASTMIXER_AMX_H
@@ -38,23 +37,35 @@ typedef struct {
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(place), "r"((ptrdiff_t)(bytes)) : "memory")
 #define TILE_DOT(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::: "memory")
 
-/* Tiles 0..5 are sums, [AMX_BAND][AMX_ACROSS]; 6: A [rows, words]; 7: B [words, AMX_WORDS]. */
-static void tiles_shaped(ptrdiff_t rows, ptrdiff_t words) {
+/* Tiles 0..5 are sums, [AMX_BAND][AMX_ACROSS]; 6: A; 7: B. So many rows of A and of the sums. */
+static void tiles_of_rows(ptrdiff_t rows) {
     TileShapes shapes __attribute__((aligned(64)));
     memset(&shapes, 0, sizeof shapes);
     shapes.palette = 1;
     for (int tile = 0; tile < 8; tile++) shapes.row_bytes[tile] = 4 * AMX_WORDS, shapes.rows[tile] = (uint8_t)rows;
-    shapes.row_bytes[6] = (uint16_t)(4 * words), shapes.rows[7] = (uint8_t)words;
+    shapes.rows[7] = AMX_WORDS;
     TILE_SHAPES(&shapes);
 }
 
-static void tiles_begin(void) { tiles_shaped(AMX_ROWS, AMX_WORDS); }
+static void tiles_begin(void) { tiles_of_rows(AMX_ROWS); }
+static void tiles_end(void) { TILE_RELEASE(); }
 
 /* For a module that is imported: whether it can run. */
 static int tiles_can_begin(void) { return system_allows_tiles(); }
-static void tiles_end(void) { TILE_RELEASE(); }
 
 /* ---- pairs of bfloat16: sums in float32, k from first to last ---- */
+
+/* For each tile of sums that tiles_multiply has, and its place in out. */
+#define FOR_SUMS(DO)                                                                                                   \
+    DO(0, out);                                                                                                        \
+    if (across > 1) DO(1, out + AMX_WORDS);                                                                            \
+    if (across > 2) DO(2, out + 2 * AMX_WORDS);                                                                        \
+    if (band > 1) DO(3, out_low);                                                                                      \
+    if (band > 1 && across > 1) DO(4, out_low + AMX_WORDS);                                                            \
+    if (band > 1 && across > 2) DO(5, out_low + 2 * AMX_WORDS)
+#define LOAD_SUMS(tile, place) TILE_LOAD(tile, place, out_bytes)
+#define ZERO_SUMS(tile, place) TILE_ZERO(tile)
+#define STORE_SUMS(tile, place) TILE_STORE(tile, place, out_bytes)
 
 /* out [band * AMX_ROWS][across * AMX_WORDS] = (out if add) + A [.., depth] B [depth, ..], depth in whole tiles of words; rows of A, B
  * and out so many words apart. `band` and `across` are constants at each call. */
@@ -64,19 +75,9 @@ VEC_INLINE void tiles_multiply(const int band, const int across, const float *a,
     float *out_low = out + AMX_ROWS * out_row;
     const ptrdiff_t a_bytes = 4 * a_row, b_bytes = 4 * b_row, out_bytes = 4 * out_row;
     if (add) {
-        TILE_LOAD(0, out, out_bytes);
-        if (across > 1) TILE_LOAD(1, out + AMX_WORDS, out_bytes);
-        if (across > 2) TILE_LOAD(2, out + 2 * AMX_WORDS, out_bytes);
-        if (band > 1) TILE_LOAD(3, out_low, out_bytes);
-        if (band > 1 && across > 1) TILE_LOAD(4, out_low + AMX_WORDS, out_bytes);
-        if (band > 1 && across > 2) TILE_LOAD(5, out_low + 2 * AMX_WORDS, out_bytes);
+        FOR_SUMS(LOAD_SUMS);
     } else {
-        TILE_ZERO(0);
-        if (across > 1) TILE_ZERO(1);
-        if (across > 2) TILE_ZERO(2);
-        if (band > 1) TILE_ZERO(3);
-        if (band > 1 && across > 1) TILE_ZERO(4);
-        if (band > 1 && across > 2) TILE_ZERO(5);
+        FOR_SUMS(ZERO_SUMS);
     }
     for (ptrdiff_t k = 0; k < depth; k += AMX_WORDS, a += AMX_WORDS, a_low += AMX_WORDS, b += AMX_WORDS * b_row) {
         TILE_LOAD(6, a, a_bytes);
@@ -103,12 +104,7 @@ VEC_INLINE void tiles_multiply(const int band, const int across, const float *a,
             }
         }
     }
-    TILE_STORE(0, out, out_bytes);
-    if (across > 1) TILE_STORE(1, out + AMX_WORDS, out_bytes);
-    if (across > 2) TILE_STORE(2, out + 2 * AMX_WORDS, out_bytes);
-    if (band > 1) TILE_STORE(3, out_low, out_bytes);
-    if (band > 1 && across > 1) TILE_STORE(4, out_low + AMX_WORDS, out_bytes);
-    if (band > 1 && across > 2) TILE_STORE(5, out_low + 2 * AMX_WORDS, out_bytes);
+    FOR_SUMS(STORE_SUMS);
 }
 
 VEC_INLINE void tiles_across(const int band, int across, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
@@ -128,7 +124,7 @@ static __attribute__((noinline)) void whole_tiles(ptrdiff_t rows, int across, co
         rows -= AMX_ROWS, a += AMX_ROWS * a_row, out += AMX_ROWS * out_row;
     }
     if (rows > 0) {
-        tiles_shaped(rows, AMX_WORDS);
+        tiles_of_rows(rows);
         tiles_across(1, across, a, a_row, b, b_row, depth, out, out_row, add);
         tiles_begin();
     }
@@ -160,7 +156,6 @@ VEC_INLINE void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a
 #define AMX 0
 static int tiles_can_begin(void) { return 1; }
 /* Never called. */
-static void tiles_shaped(ptrdiff_t rows, ptrdiff_t words) {}
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 static void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,

@@ -179,7 +179,7 @@ cdef inline void by_turned_tiles(const Attention *op, const float *couples, ptrd
                                  const float *b, float *out) noexcept nogil:
     """out [keys, dim] += the transpose of couples [words, KEY_TILE] times b [words, dim]."""
     cdef ptrdiff_t i = 0
-    turn_rows_of_a(couples, KEY_TILE, words, keys, turned)
+    pack_transposed(couples, KEY_TILE, words, keys, turned, words)
     while i < keys:
         wide_tiles_of_pairs(min(op.group, keys - i), op.dim, turned + i * words, words, b, op.dim, words, out + i * op.dim, op.dim, True)
         i += op.group

@@ -49,9 +49,6 @@ cdef extern from "amx.h" nogil:
     void wide_tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
                              ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
 
-cdef extern from "matmul/tile.h" nogil:
-    void turn_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
-
 cdef extern from "bfloat16.h" nogil:
     vf bf16_nearest(vf x)
 

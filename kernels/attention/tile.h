@@ -103,22 +103,6 @@ static void pack_rows(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptr
         }
 }
 
-/* out [width][out_stride] = the same rows transposed; columns past count are zero. */
-static void pack_transposed(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
-                            ptrdiff_t out_stride) {
-    if (count < out_stride) memset(out, 0, sizeof(float) * width * out_stride);
-    ptrdiff_t r = 0;
-    for (; r + VF_WIDTH <= count; r += VF_WIDTH) {
-        ptrdiff_t c = 0;
-        for (; c + VF_WIDTH <= width; c += VF_WIDTH)
-            vf_transpose(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
-        for (; c < width; c++)
-            for (ptrdiff_t i = 0; i < VF_WIDTH; i++) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
-    }
-    for (; r < count; r++)
-        for (ptrdiff_t c = 0; c < width; c++) out[c * out_stride + r] = in[r * in_stride + c];
-}
-
 /* `lanes` floats from p on, at most a vector, zeros after them; none are read where lanes <= 0. */
 VEC_INLINE vf vf_load_some(const float *p, ptrdiff_t lanes) {
     return lanes >= VF_WIDTH ? vf_load(p) : lanes <= 0 ? vf_zero() : vf_load_first(p, lanes);

@@ -122,12 +122,13 @@ cdef int by_length(Step *s, int (*part)(Step *s, const Layer *layer) except -1 n
     """A part of the layer for runs of tokens that are multiplied alike."""
     cdef Step run
     cdef ptrdiff_t first = 0, stop
+    cdef bint tiles
     while first < s.tokens:
-        stop = first + 1
-        while stop < s.tokens and is_long(s, stop) == is_long(s, first):
+        stop, tiles = first + 1, is_long(s, first)
+        while stop < s.tokens and is_long(s, stop) == tiles:
             stop += 1
         run = tokens_of(s, first, stop - first)
-        run.bench.tiles = is_long(s, first)
+        run.bench.tiles = tiles
         part(&run, layer)
         first = stop
     return 0

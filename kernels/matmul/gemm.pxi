@@ -29,7 +29,6 @@ cdef extern from "bfloat16.h" nogil:
 
 cdef extern from "amx.h" nogil:
     enum: AMX
-    enum: AMX_WORDS
     void tiles_begin()
     void tiles_end()
     void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
@@ -68,7 +67,7 @@ cdef extern from "matmul/tile.h" nogil:
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
     void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
-    void turn_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
+    void pack_transposed(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out, ptrdiff_t out_stride)
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
@@ -187,7 +186,7 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
         depth = min(g.k_block, g.k - k_start)
         last = k_start + depth == g.k
         if g.pack_a and g.tiles:
-            turn_rows_of_a(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer)
+            pack_transposed(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer, depth)
         elif g.pack_a:
             pack_rows_of_a(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer)
         group = first_column

@@ -238,16 +238,20 @@ VEC_INLINE void vf_transpose(const float *in, ptrdiff_t in_stride, float *out, p
 #endif
 }
 
-/* out [rows][depth] = the same rows with k along memory, as tiles of AMX read them (amx.h). */
-static void turn_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out) {
-    ptrdiff_t row = 0, k;
-    for (; row + VF_WIDTH <= rows; row += VF_WIDTH) {
-        for (k = 0; k + VF_WIDTH <= depth; k += VF_WIDTH) vf_transpose(a + k * a_k + row, a_k, out + row * depth + k, depth);
-        for (; k < depth; k++)
-            for (ptrdiff_t i = row; i < row + VF_WIDTH; i++) out[i * depth + k] = a[k * a_k + i];
+/* out [width][out_stride] = rows of in [count][width], in_stride apart, transposed; columns past count are zero. */
+static void pack_transposed(const float *in, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out,
+                            ptrdiff_t out_stride) {
+    if (count < out_stride) memset(out, 0, sizeof(float) * width * out_stride);
+    ptrdiff_t r = 0;
+    for (; r + VF_WIDTH <= count; r += VF_WIDTH) {
+        ptrdiff_t c = 0;
+        for (; c + VF_WIDTH <= width; c += VF_WIDTH)
+            vf_transpose(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+        for (; c < width; c++)
+            for (ptrdiff_t i = 0; i < VF_WIDTH; i++) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
     }
-    for (; row < rows; row++)
-        for (k = 0; k < depth; k++) out[row * depth + k] = a[k * a_k + row];
+    for (; r < count; r++)
+        for (ptrdiff_t c = 0; c < width; c++) out[c * out_stride + r] = in[r * in_stride + c];
 }
 
 #endif

@@ -12,9 +12,6 @@ from libc.string cimport memcpy
 cdef extern from "activations.h" nogil:
     vf vf_activate(vf x, int activation)
 
-cdef extern from "amx.h" nogil:
-    enum: AMX_BAND_ROWS
-
 cdef extern from "packed/tile.h" nogil:
     enum: BLOCK
     enum: PAIR
@@ -138,6 +135,11 @@ cdef inline bint is_for_tiles(ptrdiff_t tokens) noexcept nogil:
     return AMX and tokens > MANY
 
 
+cdef inline bint reads_once(const LinearTask *op) noexcept nogil:
+    """Whether rows are so few that they read panels as they lie."""
+    return op.tokens <= MANY and op.pairs == NULL
+
+
 cdef int packed_linears(LinearTask *op) except -1 nogil:
     """out = x W^T + bias of every part, through op.mode; all parts read the same x."""
     cdef ptrdiff_t tasks = 0, panels, i, parts = 1 if op.mode == LINEAR_GATE else op.count, total = 0, share
@@ -151,7 +153,7 @@ cdef int packed_linears(LinearTask *op) except -1 nogil:
     for i in range(parts):
         panels = panels_of(&op.parts[i].weight)
         op.panels_a_task[i] = PAIR_PANELS if op.pairs != NULL else PANELS_TILE
-        if op.tokens <= MANY and op.pairs == NULL:
+        if reads_once(op):
             op.panels_a_task[i] = max(1, (share + op.parts[i].weight.panel_bytes - 1) // op.parts[i].weight.panel_bytes)
         tasks += (panels + op.panels_a_task[i] - 1) // op.panels_a_task[i]
         op.last_task[i] = tasks
@@ -166,7 +168,7 @@ cdef void linear_block(void *argument, ptrdiff_t task) noexcept nogil:
         i += 1
     first = (task - (op.last_task[i - 1] if i > 0 else 0)) * op.panels_a_task[i]
     stop = min(panels_of(&op.parts[i].weight), first + op.panels_a_task[i])
-    if op.tokens <= MANY and op.pairs == NULL:
+    if reads_once(op):
         few_rows(op, i, first, stop)
     else:
         many_rows(op, i, first, stop)
@@ -190,7 +192,7 @@ cdef void many_rows(LinearTask *op, ptrdiff_t i, ptrdiff_t first, ptrdiff_t stop
     cdef const PackedMatrix *w = &op.parts[i].weight
     cdef const PackedMatrix *up = &op.parts[1].weight
     cdef Opened open, open_up
-    cdef ptrdiff_t tile_rows = AMX_BAND_ROWS if op.pairs != NULL else ROWS_TILE
+    cdef ptrdiff_t tile_rows = PAIR_TILE_ROWS if op.pairs != NULL else ROWS_TILE
     cdef ptrdiff_t tile_panels = PAIR_PANELS if op.pairs != NULL else PANELS_TILE
     cdef ptrdiff_t panel = first, panels, p, t, row, rows, room = opened_bytes(op)
     cdef uint8_t *scratch = <uint8_t *>pool_scratch(2 * room)
