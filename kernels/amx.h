@@ -67,19 +67,37 @@ static int tiles_can_begin(void) { return system_allows_tiles(); }
 #define ZERO_SUMS(tile, place) TILE_ZERO(tile)
 #define STORE_SUMS(tile, place) TILE_STORE(tile, place, out_bytes)
 
+/* What a product asks memory for while it multiplies, a part at each step of k: in bursts it would take the 16 places for lines
+ * on their way from those that are needed now. */
+typedef struct {
+    const float *next;    /* read soon, from first to last: */
+    ptrdiff_t next_lines; /* so many lines a step */
+    const float *out;     /* written soon: rows of AMX_BAND_COLUMNS, out_row apart; */
+    ptrdiff_t out_row, out_rows, rows_a_step; /* so many are left, and asked for at a step */
+} TilesAsk;
+
+VEC_INLINE void tiles_ask(TilesAsk *asks) {
+    for (ptrdiff_t i = 0; i < asks->next_lines; i++, asks->next += AMX_WORDS) __builtin_prefetch(asks->next, 0, 2);
+    for (ptrdiff_t i = 0; i < asks->rows_a_step && asks->out_rows > 0; i++, asks->out += asks->out_row, asks->out_rows--)
+        for (int j = 0; j < AMX_ACROSS; j++) __builtin_prefetch(asks->out + j * AMX_WORDS, 1, 2);
+}
+
 /* out [band * AMX_ROWS][across * AMX_WORDS] = (out if add) + A [.., depth] B [depth, ..], depth in whole tiles of words; rows of A, B
- * and out so many words apart. `band` and `across` are constants at each call. */
+ * and out so many words apart. `band` and `across` are constants at each call. With `asks`, a part of what it says at each step. */
 VEC_INLINE void tiles_multiply(const int band, const int across, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
-                               ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
+                               ptrdiff_t depth, float *out, ptrdiff_t out_row, int add, const TilesAsk *asks) {
     const float *a_low = a + AMX_ROWS * a_row;
     float *out_low = out + AMX_ROWS * out_row;
     const ptrdiff_t a_bytes = 4 * a_row, b_bytes = 4 * b_row, out_bytes = 4 * out_row;
+    TilesAsk left; /* a copy that registers hold */
+    if (asks) left = *asks;
     if (add) {
         FOR_SUMS(LOAD_SUMS);
     } else {
         FOR_SUMS(ZERO_SUMS);
     }
     for (ptrdiff_t k = 0; k < depth; k += AMX_WORDS, a += AMX_WORDS, a_low += AMX_WORDS, b += AMX_WORDS * b_row) {
+        if (asks) tiles_ask(&left);
         TILE_LOAD(6, a, a_bytes);
         TILE_LOAD(7, b, b_bytes);
         TILE_DOT(0, 6, 7);
@@ -109,9 +127,9 @@ VEC_INLINE void tiles_multiply(const int band, const int across, const float *a,
 
 VEC_INLINE void tiles_across(const int band, int across, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
                              ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {
-    if (across == 3) tiles_multiply(band, 3, a, a_row, b, b_row, depth, out, out_row, add);
-    else if (across == 2) tiles_multiply(band, 2, a, a_row, b, b_row, depth, out, out_row, add);
-    else tiles_multiply(band, 1, a, a_row, b, b_row, depth, out, out_row, add);
+    if (across == 3) tiles_multiply(band, 3, a, a_row, b, b_row, depth, out, out_row, add, NULL);
+    else if (across == 2) tiles_multiply(band, 2, a, a_row, b, b_row, depth, out, out_row, add, NULL);
+    else tiles_multiply(band, 1, a, a_row, b, b_row, depth, out, out_row, add, NULL);
 }
 
 /* The same of any number of rows, depth in whole tiles. */
@@ -152,14 +170,33 @@ VEC_INLINE void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a
         last_tiles(rows, across, a + whole, a_row, b + whole * b_row, b_row, depth - whole, out, out_row, add || whole);
 }
 
+/* The same of a panel, AMX_BAND_COLUMNS side by side, while memory is asked for what comes next. */
+static __attribute__((noinline)) void tiles_of_panel(ptrdiff_t rows, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t depth,
+                                                     float *out, ptrdiff_t out_row, int add, const TilesAsk *asks) {
+    const ptrdiff_t whole = depth / AMX_WORDS * AMX_WORDS;
+    if (rows == AMX_BAND_ROWS && whole)
+        tiles_multiply(AMX_BAND, AMX_ACROSS, a, a_row, b, AMX_BAND_COLUMNS, whole, out, out_row, add, asks);
+    else if (whole)
+        whole_tiles(rows, AMX_ACROSS, a, a_row, b, AMX_BAND_COLUMNS, whole, out, out_row, add);
+    if (whole < depth)
+        last_tiles(rows, AMX_ACROSS, a + whole, a_row, b + whole * AMX_BAND_COLUMNS, AMX_BAND_COLUMNS, depth - whole, out, out_row,
+                   add || whole);
+}
+
 #else
 #define AMX 0
+typedef struct {
+    const float *next, *out;
+    ptrdiff_t next_lines, out_row, out_rows, rows_a_step;
+} TilesAsk;
 static int tiles_can_begin(void) { return 1; }
 /* Never called. */
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 static void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
                            ptrdiff_t depth, float *out, ptrdiff_t out_row, int add) {}
+static void tiles_of_panel(ptrdiff_t rows, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t depth, float *out,
+                           ptrdiff_t out_row, int add, const TilesAsk *asks) {}
 #endif
 
 /* The same of any number of columns: two tiles of them at a time, as most heads and blocks of keys are a multiple of that. */

@@ -8,6 +8,8 @@
 
 #include "vec.h"
 
+enum { PANEL_COLUMNS = 48 }; /* of a matrix of pairs in panels (kernels/bfloat16.py): every level's tile goes into it */
+
 /* The float32 nearest to each lane that bfloat16 holds, as bits whose low half is to be ignored; NaN stays NaN. */
 VEC_INLINE vi bf16_round(vf x) {
     vi bits = (vi)x;

@@ -1,11 +1,13 @@
-"""bfloat16 in NumPy: rounding, and the two layouts of pairs that the matrix products read.
+"""bfloat16 in NumPy: rounding, and the layouts of pairs that the matrix products read.
 
-A pair is one uint32: two numbers that a product adds up together, the first in the low half. "along": neighbours in a
-row of x [rows, columns] -> [rows, ceil(columns / 2)]; "across": neighbours in a column -> [ceil(rows / 2), columns]. What
-has no partner is paired with zero. Knows nothing of which product reads them.
+A pair is one uint32: two numbers that a product adds up together, the first in the low half; what has no partner is
+paired with zero. A product's right factor B [k, n] lies as panels of 48 columns, each from its first k to its last:
+uint32 [ceil(n / 48), ceil(k / 2), 48], zeros where n ends within one. Knows nothing of which product reads them.
 """
 
 import numpy as np
+
+PANEL_COLUMNS = 48  # a multiple of the columns that one tile of sums has, at every level (kernels/bfloat16.h)
 
 
 def round_bits(x):
@@ -21,32 +23,21 @@ def round_bfloat16(x):
     return (round_bits(x).astype(np.uint32) << 16).view(np.float32)
 
 
-def pairs_along(x):
-    """uint32 [rows, ceil(columns / 2)] of x: float32 [rows, columns]."""
-    bits = _even(round_bits(x), axis=1).astype(np.uint32)
-    return bits[:, 0::2] | bits[:, 1::2] << 16
+def panels_over_rows(x):
+    """uint32 [ceil(columns / 48), ceil(rows / 2), 48] of x: float32 [rows, columns], for products that add up over rows."""
+    rows, columns = x.shape
+    bits = np.pad(round_bits(x), ((0, rows % 2), (0, -columns % PANEL_COLUMNS))).astype(np.uint32)
+    pairs = bits[0::2] | bits[1::2] << 16
+    return np.ascontiguousarray(pairs.reshape(len(pairs), -1, PANEL_COLUMNS).swapaxes(0, 1))
 
 
-def pairs_across(x):
-    """uint32 [ceil(rows / 2), columns] of x: float32 [rows, columns]."""
-    bits = _even(round_bits(x), axis=0).astype(np.uint32)
-    return bits[0::2] | bits[1::2] << 16
+def panels_over_columns(x):
+    """uint32 [ceil(rows / 48), ceil(columns / 2), 48] of x: float32 [rows, columns], for products that add up over columns."""
+    return panels_over_rows(x.T)
 
 
-def from_along(pairs, columns):
-    """float32 [rows, columns] that pairs: uint32 [rows, ceil(columns / 2)] hold."""
-    return _halves(pairs, axis=2).reshape(len(pairs), 2 * pairs.shape[1])[:, :columns]
-
-
-def from_across(pairs, rows):
-    """float32 [rows, columns] that pairs: uint32 [ceil(rows / 2), columns] hold."""
-    return _halves(pairs, axis=1).reshape(2 * len(pairs), pairs.shape[1])[:rows]
-
-
-def _even(bits, axis):
-    missing = bits.shape[axis] % 2
-    return np.pad(bits, [(0, missing if axis == i else 0) for i in range(2)]) if missing else bits
-
-
-def _halves(pairs, axis):
-    return np.stack([pairs << 16, pairs & 0xFFFF0000], axis=axis).astype(np.uint32).view(np.float32)
+def from_panels(panels, depth, columns):
+    """float32 [depth, columns]: the B that panels: uint32 [ceil(columns / 48), ceil(depth / 2), 48] hold."""
+    pairs = panels.swapaxes(0, 1).reshape(panels.shape[1], -1)
+    both = np.stack([pairs << 16, pairs & 0xFFFF0000], axis=1).astype(np.uint32).view(np.float32)
+    return np.ascontiguousarray(both.reshape(-1, pairs.shape[1])[:depth, :columns])

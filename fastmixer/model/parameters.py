@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from fastmixer.kernels.memory import aligned_zeros
 from fastmixer.ops.bfloat16 import RoundedWeight, round_weight
 from fastmixer.ops.embedding import SparseRows
 
@@ -34,8 +35,8 @@ class Parameters:
             self._starts.append(end)
             self._names.append(name)
             end = -(-(end + count) // ALIGNMENT) * ALIGNMENT
-        self.data = np.zeros(end, dtype)
-        self.gradients_data = np.zeros(end, dtype)
+        self.data = aligned_zeros(end, dtype)
+        self.gradients_data = aligned_zeros(end, dtype)
         self._views = {name: self.data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
         self._rounded: dict[str, RoundedWeight] = {}
         self._sparse: dict[str, SparseRows | None] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmixer.kernels.memory import Arena, aligned_empty
 from fastmixer.model.config import ModelConfig
 from fastmixer.ops.cross_entropy import chunk_rows
 from fastmixer.ops.feedforward import FeedForwardSaved
@@ -40,6 +41,7 @@ class Workspace:
     def __init__(self, config: ModelConfig, batch: int, time: int, dtype: np.dtype, *, shared: bool = False):
         self.config, self.batch, self.time, self.dtype, self.shared = config, batch, time, dtype, shared
         self.tokens = batch * time
+        self._arena = Arena()
         self.embedded = self._new(config.dim)
         self.layers = [self._new_layer()]
         for _ in range(1, config.layers):
@@ -54,7 +56,7 @@ class Workspace:
     @cached_property
     def logits(self) -> np.ndarray:
         """[tokens at once, vocab]: what the loss works in."""
-        return np.empty((chunk_rows(self.tokens), self.config.vocab), self.dtype)
+        return aligned_empty((chunk_rows(self.tokens), self.config.vocab), self.dtype)
 
     # Gradients of activations: made when backward first runs, one set for all layers.
 
@@ -89,7 +91,7 @@ class Workspace:
         return self._new_feedforward()
 
     def _new(self, width: int) -> np.ndarray:
-        return np.empty((self.tokens, width), self.dtype)
+        return self._arena.empty((self.tokens, width), self.dtype)
 
     def _new_layer(self) -> LayerActivations:
         config = self.config

@@ -170,8 +170,8 @@ _RULES: dict[tuple[str, str], Callable[..., Cost]] = {
     (
         "cross_entropy",
         "head_loss_bfloat16",
-    ): lambda x, along, across, targets, ignore, scale, logits, losses, d_x, d_weight: _head(
-        x, len(along), d_x, d_weight, "bfloat16"
+    ): lambda x, over_columns, over_rows, targets, ignore, scale, logits, losses, d_x, d_weight: _head(
+        x, logits.shape[1], d_x, d_weight, "bfloat16"
     ),
     ("optimizer", "adamw"): _adamw(0),
     ("optimizer", "adamw_bfloat16"): _adamw(1),

@@ -64,7 +64,7 @@ def head_loss(
         kernel.head_loss(x, weight, *rest)
     else:
         check_rounded("head_loss", "rounded", rounded, weight)
-        kernel.head_loss_bfloat16(x, rounded.along, rounded.across, *rest)
+        kernel.head_loss_bfloat16(x, rounded.over_columns, rounded.over_rows, *rest)
     return _mean(losses, counted)
 
 

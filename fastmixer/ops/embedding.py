@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastmixer.kernels.memory import aligned_empty
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.checks import Arrays, check_number
 
-CACHE_LINE = 64
 SEARCH_BLOCK = 8192  # rows of the table that nearest compares at once
 
 
@@ -86,21 +86,13 @@ def embedding_backward(
     kernel = kernels("embedding")
     touched = kernel.group_by_row(ids.reshape(-1), num_rows, order, starts, rows)
     if values is None:
-        values = _aligned(touched, dim, d_out.dtype)
+        values = aligned_empty((touched, dim), d_out.dtype)  # a kernel that writes past the caches needs whole lines
     elif len(arrays.check_output("values", values, "room dim")) < count:
         raise ValueError(f"embedding_backward: values must have a row for each of {count} ids; got {values.shape}")
     values = values[:touched]
     if values.size:
         kernel.scatter_gradient(d_out.reshape(count, dim), order, starts, values)
     return SparseRows(rows[:touched].copy(), values, num_rows)
-
-
-def _aligned(rows: int, dim: int, dtype: np.dtype) -> np.ndarray:
-    """An empty [rows, dim] that begins with a cache line: a kernel that writes past the caches needs whole lines."""
-    size = rows * dim * dtype.itemsize
-    room = np.empty(size + CACHE_LINE, np.uint8)
-    start = -room.ctypes.data % CACHE_LINE
-    return room[start : start + size].view(dtype).reshape(rows, dim)
 
 
 def update_rows_sgd(table: np.ndarray, sparse: SparseRows, learning_rate: float) -> None:

@@ -225,12 +225,12 @@ def _forward_bfloat16(
     forward = kernels("matmul").linear_forward_bfloat16
     # 1. up, and the bend
     if rounded.gate is None:
-        forward(x, rounded.up.across, b_up, None, None, up, hidden, False, code)
+        forward(x, rounded.up.over_rows, b_up, None, None, up, hidden, code)
     else:
-        forward(x, rounded.up.across, b_up, None, None, None, up, False, 0)
-        forward(x, rounded.gate.across, b_gate, up, None, gate_pre, hidden, False, code)
+        forward(x, rounded.up.over_rows, b_up, None, None, None, up, 0)
+        forward(x, rounded.gate.over_rows, b_gate, up, None, gate_pre, hidden, code)
     # 2. down
-    forward(hidden, rounded.down.across, b_down, None, residual, None, out, False, 0, dropout, seed)
+    forward(hidden, rounded.down.over_rows, b_down, None, residual, None, out, 0, dropout, seed)
 
 
 def _backward_bfloat16(
@@ -241,13 +241,13 @@ def _backward_bfloat16(
     backward = kernel.linear_backward_bfloat16
     # 2. down, and the bend
     if rounded.gate is None:
-        backward(d_out, hidden, rounded.down.along, up, None, d_up, None, d_w_down, False, code, False)
+        backward(d_out, hidden, rounded.down.over_columns, up, None, d_up, None, d_w_down, False, code, False)
     else:
-        backward(d_out, hidden, rounded.down.along, gate_pre, up, d_gate_pre, d_up, d_w_down, False, code, False)
+        backward(d_out, hidden, rounded.down.over_columns, gate_pre, up, d_gate_pre, d_up, d_w_down, False, code, False)
     # 1. up
-    backward(d_up, x, rounded.up.along, None, None, d_x, None, d_w_up, False, 0, False)
+    backward(d_up, x, rounded.up.over_columns, None, None, d_x, None, d_w_up, False, 0, False)
     if rounded.gate is not None:
-        backward(d_gate_pre, x, rounded.gate.along, None, None, d_x, None, d_w_gate, False, 0, True)
+        backward(d_gate_pre, x, rounded.gate.over_columns, None, None, d_x, None, d_w_gate, False, 0, True)
     for d_rows, d_bias in ((d_out, d_b_down), (d_up, d_b_up), (d_gate_pre, d_b_gate)):
         if d_bias is not None:
             kernel.linear_backward_bias(d_rows, d_bias)

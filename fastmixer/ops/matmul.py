@@ -80,14 +80,13 @@ def linear(
     inputs = {"x": x, "weight": weight, "bias": bias, "multiplier": multiplier, "residual": residual}
     require_apart("linear", "out", out, pre_activation=pre_activation, **inputs)
     require_apart("linear", "pre_activation", pre_activation, **inputs)
-    kernel, factor = kernels("matmul").linear_forward, weight
-    if rounded is not None:
+    arguments = (bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out))
+    if rounded is None:
+        kernels("matmul").linear_forward(as_rows(x), weight, *arguments, bool(transpose_weight), code, dropout, seed)
+    else:
         check_rounded("linear", "rounded", rounded, weight)
-        kernel, factor = kernels("matmul").linear_forward_bfloat16, rounded.along if transpose_weight else rounded.across
-    kernel(
-        as_rows(x), factor, bias, as_rows(multiplier), as_rows(residual), as_rows(pre_activation), as_rows(out),
-        bool(transpose_weight), code, dropout, seed,
-    )  # fmt: skip
+        panels = rounded.over_columns if transpose_weight else rounded.over_rows
+        kernels("matmul").linear_forward_bfloat16(as_rows(x), panels, *arguments, code, dropout, seed)
     return out
 
 
@@ -152,7 +151,7 @@ def linear_backward(
     if rounded is not None:
         check_rounded("linear_backward", "rounded", rounded, weight)
         kernel.linear_backward_bfloat16(
-            d_out_rows, as_rows(x), rounded.across if transpose_weight else rounded.along, as_rows(pre_activation),
+            d_out_rows, as_rows(x), rounded.over_rows if transpose_weight else rounded.over_columns, as_rows(pre_activation),
             as_rows(multiplier), as_rows(d_x), as_rows(d_multiplier), d_weight, bool(transpose_weight), code,
             bool(accumulate),
         )  # fmt: skip

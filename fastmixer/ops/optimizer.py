@@ -58,7 +58,7 @@ def adamw_step(
         kernels("optimizer").adamw(p, m, v, g, *settings)
     else:
         check_rounded("adamw_step", "rounded", rounded, p)
-        kernels("optimizer").adamw_bfloat16(p, m, v, g, rounded.along, rounded.across, *settings)
+        kernels("optimizer").adamw_bfloat16(p, m, v, g, rounded.over_rows, rounded.over_columns, *settings)
 
 
 def sgd_step(

@@ -3,6 +3,7 @@
 Knows shapes and sizes; nothing of what is computed.
 """
 
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from fastmixer.kernels.threads.limits import CGROUP_ROOT, CGROUPS, cgroup_values
 from fastmixer.model.config import ModelConfig, parameter_shapes
+from fastmixer.ops.bfloat16 import rounded_bytes
 from fastmixer.ops.cross_entropy import chunk_rows
 
 STATUS = Path("/proc/self/status")
@@ -84,18 +86,20 @@ def training_memory(
     checkpoint_activations: bool = False,
 ) -> TrainingMemory:
     """What training a model takes at least: the shapes of fastmixer/model/workspace.py and of the flat buffers."""
-    shapes = [(name, _product(shape), len(shape)) for name, shape in parameter_shapes(config)]
-    numbers = OPTIMIZER_COPIES * sum(count for _, count, _ in shapes)
-    if precision == "bfloat16":  # two layouts of two bytes
+    shapes = list(parameter_shapes(config))
+    parameters = FLOAT * OPTIMIZER_COPIES * sum(math.prod(shape) for _, shape in shapes)
+    if precision == "bfloat16":
         head = "embedding.weight" if config.tied_head else "head.weight"
-        numbers += sum(n for name, n, axes in shapes if axes == 2 and (name.startswith("layers.") or name == head))
+        parameters += sum(
+            rounded_bytes(*shape) for name, shape in shapes if len(shape) == 2 and (name.startswith("layers.") or name == head)
+        )
     inner = (3 if config.gated else 2) * config.hidden + config.qkv_width
     layer = inner + 5 * config.dim + config.heads
     layers = layer + (config.layers - 1) * config.dim if checkpoint_activations else config.layers * layer
     gradients = inner + (4 if config.dropout > 0 else 3) * config.dim
     per_sequence = FLOAT * time * (layers + gradients + 2 * config.dim)
     logits = FLOAT * chunk_rows(batch * time) * config.vocab
-    return TrainingMemory(FLOAT * numbers, batch * per_sequence + logits, per_sequence)
+    return TrainingMemory(parameters, batch * per_sequence + logits, per_sequence)
 
 
 def check_training_memory(
@@ -139,10 +143,3 @@ def check_training_memory(
 
 def _amount(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

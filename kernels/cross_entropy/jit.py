@@ -5,7 +5,7 @@ Rows are independent: a block of rows is one task, so the number of threads chan
 
 import numpy as np
 
-from fastmixer.kernels.bfloat16 import from_along, round_bfloat16
+from fastmixer.kernels.bfloat16 import from_panels, round_bfloat16
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.jit_exp import exp_float32
 from fastmixer.kernels.matmul.jit import matmul
@@ -33,10 +33,10 @@ def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_we
             matmul(d_logits, x_chunk, d_weight, True, False, True)
 
 
-def head_loss_bfloat16(x, along, across, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+def head_loss_bfloat16(x, over_columns, over_rows, targets, ignore_index, scale, logits, losses, d_x, d_weight):
     """As head_loss with products in bfloat16: numbers are rounded, and multiplied in float32; shapes: reference.py."""
     tokens, chunk = len(x), len(logits)
-    weight = np.ascontiguousarray(from_along(along, x.shape[1]))
+    weight = np.ascontiguousarray(from_panels(over_columns, x.shape[1], logits.shape[1]).T)
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
         x_chunk, chunk_logits = round_bfloat16(x[start:stop]), logits[: stop - start]

@@ -22,8 +22,8 @@ def cross_entropy_rows(
 def softmax_rows(logits: np.ndarray, out: np.ndarray) -> None: ...
 def head_loss_bfloat16(
     x: np.ndarray,
-    along: np.ndarray,
-    across: np.ndarray,
+    over_columns: np.ndarray,
+    over_rows: np.ndarray,
     targets: np.ndarray,
     ignore_index: int,
     scale: float,

@@ -6,7 +6,6 @@ Rows are independent: a block of rows is one task, so the number of threads chan
 
 include "vec.pxi"
 include "matmul/gemm.pxi"
-include "bfloat16.pxi"
 
 from libc.math cimport INFINITY, log
 
@@ -181,60 +180,64 @@ def head_loss(
 
 
 def head_loss_bfloat16(
-    const float[:, ::1] x, const uint32_t[:, ::1] along, const uint32_t[:, ::1] across, const int64_t[::1] targets,
-    int64_t ignore_index, double scale, float[:, ::1] logits, float[::1] losses, float[:, ::1] d_x, float[:, ::1] d_weight,
+    const float[:, ::1] x, const uint32_t[:, :, ::1] over_columns, const uint32_t[:, :, ::1] over_rows,
+    const int64_t[::1] targets, int64_t ignore_index, double scale, float[:, ::1] logits, float[::1] losses, float[:, ::1] d_x,
+    float[:, ::1] d_weight,
 ):
-    """As head_loss with products in bfloat16, over the weight in both layouts of pairs; shapes: reference.py."""
-    cdef ptrdiff_t tokens = x.shape[0], dim = x.shape[1], vocab = along.shape[0], chunk = logits.shape[0]
-    cdef ptrdiff_t half_dim = halved(dim), half_vocab = halved(vocab), half_chunk = halved(chunk), start = 0, count, block, depth
-    cdef const float *w_along
-    cdef const float *w_across
-    cdef float *x_along
-    cdef float *x_across
-    cdef float *d_along
-    cdef float *d_across
+    """As head_loss with products in bfloat16, over the weight in both layouts of panels; shapes: reference.py."""
+    cdef ptrdiff_t tokens = x.shape[0], dim = x.shape[1], chunk = logits.shape[0], vocab = logits.shape[1]
+    cdef ptrdiff_t half_dim = halved(dim), half_vocab = halved(vocab), start = 0, count, block, depth
+    cdef ptrdiff_t x_words = whole_lines(chunk * half_dim), d_words = whole_lines(halved(chunk) * vocab)
+    cdef const float *logits_weight
+    cdef const float *d_x_weight
     cdef float *d_logits
+    cdef float *scratch
+    cdef PairsTask x_pairs, d_pairs
     cdef GemmTask g
     cdef Rows rows
     if tokens == 0 or vocab == 0:
         return
-    w_along, w_across, d_logits = <const float *>&along[0, 0], <const float *>&across[0, 0], &logits[0, 0]
+    logits_weight, d_x_weight = <const float *>&over_columns[0, 0, 0], <const float *>&over_rows[0, 0, 0]
+    d_logits = &logits[0, 0]
     rows.vocab, rows.logits, rows.ignore_index, rows.scale = vocab, d_logits, ignore_index, scale
     rows.out = NULL if d_x is None and d_weight is None else d_logits
     with nogil:
-        x_along = <float *>pool_shared(sizeof(float) * (chunk * half_dim + half_chunk * (dim + vocab) + chunk * half_vocab))
-        x_across = x_along + chunk * half_dim
-        d_along = x_across + half_chunk * dim
-        d_across = d_along + chunk * half_vocab
+        scratch = <float *>pool_shared(sizeof(float) * (x_words + panel_words(chunk, dim) + d_words + chunk * half_vocab))
         while start < tokens:
             count = min(chunk, tokens - start)
-            make_pairs(&x[start, 0], dim, count, dim, x_along, x_across)
+            x_pairs = pairs_task(&x[start, 0], dim, count, dim)
+            x_pairs.along = scratch
+            if d_weight is not None:
+                x_pairs.over_rows = x_pairs.along + x_words
+            make_pairs(&x_pairs)
             # logits = x W^T, for these tokens only
-            g = gemm_task(x_along, half_dim, 1, w_along, 1, half_dim, d_logits, count, vocab, half_dim, False)
+            g = gemm_task(x_pairs.along, half_dim, 1, NULL, 1, 1, d_logits, count, vocab, half_dim, False)
             g.pairs = True
+            take_panels(&g, logits_weight, half_dim * PANEL_COLUMNS)
             gemm(&g)
             # losses; d_logits takes the place of the logits
             rows.rows, rows.targets, rows.losses = count, &targets[start], &losses[start]
             run_rows(loss_block, &rows)
             if rows.out != NULL:
-                make_pairs(d_logits, vocab, count, vocab, d_along if d_x is not None else NULL,
-                           d_across if d_weight is not None else NULL)
+                d_pairs = pairs_task(d_logits, vocab, count, vocab)
+                d_pairs.across = scratch + x_words + panel_words(chunk, dim) if d_weight is not None else NULL
+                d_pairs.along = scratch + x_words + panel_words(chunk, dim) + d_words if d_x is not None else NULL
+                make_pairs(&d_pairs)
             # d_x = d_logits W, by blocks of the vocabulary
             if d_x is not None:
                 block = 0
                 while block < half_vocab:
                     depth = min(VOCAB_BLOCK, half_vocab - block)
-                    g = gemm_task(
-                        d_along + block, half_vocab, 1, w_across + block * dim, dim, 1, &d_x[start, 0], count, dim, depth,
-                        block > 0,
-                    )
+                    g = gemm_task(d_pairs.along + block, half_vocab, 1, NULL, 1, 1, &d_x[start, 0], count, dim, depth, block > 0)
                     g.pairs = True
+                    take_panels(&g, d_x_weight + block * PANEL_COLUMNS, half_vocab * PANEL_COLUMNS)
                     gemm(&g)
                     block += depth
             # d_W += d_logits^T x
             if d_weight is not None:
-                g = gemm_task(d_across, 1, vocab, x_across, dim, 1, &d_weight[0, 0], vocab, dim, halved(count), True)
+                g = gemm_task(d_pairs.across, 1, vocab, NULL, 1, 1, &d_weight[0, 0], vocab, dim, halved(count), True)
                 g.pairs = True
+                take_panels(&g, x_pairs.over_rows, halved(count) * PANEL_COLUMNS)
                 gemm(&g)
             start += count
 

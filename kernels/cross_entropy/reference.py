@@ -5,7 +5,7 @@ Knows nothing of batches or models: tokens in, one loss a token out.
 
 import numpy as np
 
-from fastmixer.kernels.bfloat16 import from_along, round_bfloat16
+from fastmixer.kernels.bfloat16 import from_panels, round_bfloat16
 
 
 def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight):
@@ -32,12 +32,12 @@ def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_we
             d_weight += d_logits.T @ x_chunk
 
 
-def head_loss_bfloat16(x, along, across, targets, ignore_index, scale, logits, losses, d_x, d_weight):
-    """As head_loss with products in bfloat16. The weight comes rounded in both layouts of pairs (kernels/bfloat16.py):
-    along: uint32 [vocab, ceil(dim / 2)] for the logits, across: uint32 [ceil(vocab / 2), dim] for d_x; x and d_logits
-    are rounded here."""
+def head_loss_bfloat16(x, over_columns, over_rows, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+    """As head_loss with products in bfloat16. The weight comes rounded in both layouts of panels (kernels/bfloat16.py):
+    over_columns: uint32 [ceil(vocab / 48), ceil(dim / 2), 48] for the logits, over_rows: uint32
+    [ceil(dim / 48), ceil(vocab / 2), 48] for d_x; x and d_logits are rounded here."""
     tokens, chunk = len(x), len(logits)
-    weight = from_along(along, x.shape[1]).astype(x.dtype)
+    weight = from_panels(over_columns, x.shape[1], logits.shape[1]).T.astype(x.dtype)
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
         x_chunk, chunk_logits = _rounded(x[start:stop]), logits[: stop - start]

@@ -7,7 +7,6 @@ Shapes and meaning: reference.py, spec.py, pages.py. Keys lie transposed within 
 include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
-include "bfloat16.pxi"
 include "packed/packed.pxi"
 include "packed/channel.pxi"
 include "packed/rows.pxi"

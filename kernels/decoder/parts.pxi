@@ -1,5 +1,5 @@
 # What decoders and encoders are made of: norms, linear maps, feedforward, over rows of tokens. Include after "vec.pxi",
-# "matmul/gemm.pxi", "matmul/linear.pxi", "bfloat16.pxi", "packed/packed.pxi", "packed/channel.pxi", "packed/rows.pxi" and
+# "matmul/gemm.pxi", "matmul/linear.pxi", "packed/packed.pxi", "packed/channel.pxi", "packed/rows.pxi" and
 # "packed/matrix.pxi".
 
 from libc.math cimport INFINITY, expf, fabsf, nearbyintf, sqrtf, tanhf
@@ -187,7 +187,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
             packed.count += 1
         else:
             if linears[i].weight.bfloat16 and not paired:
-                make_pairs(x, width, rows, width, bench.pairs, NULL)
+                make_pairs_along(x, rows, width, bench.pairs)
                 paired = True
             dense = rows_task(bench, x, rows, width, linears[i], outs[i], mode, activation)
             linear_rows(&dense)
@@ -199,7 +199,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
     if packed.count:
         if bench.tiles:
             if not paired:
-                make_pairs(x, width, rows, width, bench.pairs, NULL)
+                make_pairs_along(x, rows, width, bench.pairs)
             packed.pairs = bench.pairs
         else:
             packed.x = carve_quantized(bench.quantized, rows, width, outliers_of(width, one_in))
@@ -264,7 +264,7 @@ cdef int feed_forward_in_pairs(const Bench *bench, const Linear *up, const Linea
                                ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode) except -1 nogil:
     """down(act(up)) in bfloat16: what the second map reads is rounded by the first one's epilogue."""
     cdef RowsTask task = rows_task(bench, x, rows, dim, up, NULL, LINEAR_ACTIVATE, activation)
-    make_pairs(x, dim, rows, dim, bench.pairs, NULL)
+    make_pairs_along(x, rows, dim, bench.pairs)
     task.out_pairs = bench.wide
     linear_rows(&task)
     task = rows_task(bench, NULL, rows, hidden, down, out, mode, 0)

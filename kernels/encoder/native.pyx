@@ -9,7 +9,6 @@ Knows nothing of pooling.
 include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
-include "bfloat16.pxi"
 include "packed/packed.pxi"
 include "packed/channel.pxi"
 include "packed/rows.pxi"

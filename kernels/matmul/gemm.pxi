@@ -6,7 +6,7 @@
 # epilogue on each tile while it is in cache. Blocks of out are tasks: one writer each, sums over k in a fixed order.
 # A thread packs the panels of B that it uses into its scratch, a group at a time.
 
-from libc.string cimport memset
+include "bfloat16.pxi"
 
 cdef extern from *:
     """
@@ -29,10 +29,6 @@ cdef extern from "bfloat16.h" nogil:
 
 cdef extern from "amx.h" nogil:
     enum: AMX
-    void tiles_begin()
-    void tiles_end()
-    void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
-                        ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
 
 cdef extern from "philox.h" nogil:
     enum: PHILOX_BATCH_WORDS
@@ -71,7 +67,7 @@ cdef extern from "matmul/tile.h" nogil:
     void vf_transpose(const float *input, ptrdiff_t in_stride, float *out, ptrdiff_t out_stride)
 
 cdef enum:
-    GROUP_COLUMNS = GROUP_PANELS * TILE_COLUMNS
+    GROUP_COLUMNS = GROUP_PANELS * TILE_COLUMNS  # within a panel of PANEL_COLUMNS, where those are not tiles' own
     ROW_BLOCK = 512  # rows that a packed panel of B serves
     MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
     MIN_COLUMNS = 96  # columns of B a task, in whole groups: more of them save readings (and packings) of A
@@ -85,7 +81,9 @@ cdef struct GemmTask:
     ptrdiff_t a_row, a_k  # strides of A's rows and of k
     const float *b
     ptrdiff_t b_k, b_column  # strides of k and of B's columns
-    const float *packed_b  # panels as pack_b lays them out; NULL: b is packed on the way
+    ptrdiff_t b_panel  # 0, or B lies as panels of PANEL_COLUMNS, so far apart
+    const float *packed_b  # B as panels of TILE_COLUMNS, each of all k, that tiles read as they lie; NULL: b is packed on the way
+    ptrdiff_t packed_panel  # from one of them to the next
     float *out
     ptrdiff_t out_row
     ptrdiff_t m, n, k
@@ -108,7 +106,6 @@ cdef struct GemmTask:
     # set by gemm
     ptrdiff_t row_block, k_block, column_panels, column_tasks, tasks
     ptrdiff_t tile_rows
-    bint tiles  # pairs are multiplied by AMX: a tile reads rows of words, A's as B's
     bint pack_a
     int threads
     bint plain
@@ -128,6 +125,14 @@ cdef inline GemmTask gemm_task(
     return g
 
 
+cdef inline void take_panels(GemmTask *g, const float *panels, ptrdiff_t panel) noexcept nogil:
+    """B as panels of PANEL_COLUMNS, `panel` words from one to the next: where tiles are as wide they read them as they lie."""
+    if TILE_COLUMNS == PANEL_COLUMNS:
+        g.packed_b, g.packed_panel = panels, panel
+    else:
+        g.b, g.b_k, g.b_column, g.b_panel = panels, PANEL_COLUMNS, 1, panel
+
+
 cdef int gemm(GemmTask *g) except -1 nogil:
     cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef ptrdiff_t most, row_blocks
@@ -136,7 +141,9 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
     # units take 12 cycles for a k, is 1.2-1.6 times as fast for it; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
     g.pack_a = g.a_k != 1  # and a_row is 1
-    g.tiles, g.tile_rows = AMX and g.pairs, PAIR_TILE_ROWS if g.pairs else TILE_ROWS
+    g.tile_rows = TILE_ROWS
+    if AMX and g.pairs and g.k > 0:
+        return gemm_by_tiles(g)
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     most = PACKED_ROWS if g.pack_a else ROW_BLOCK
     row_blocks = (g.m + most - 1) // most
@@ -148,10 +155,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
         min(MAX_COLUMNS // TILE_COLUMNS, panels * row_blocks // MIN_TASKS // GROUP_PANELS * GROUP_PANELS),
     )
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
-    g.plain = (
-        g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
-        and g.pre_activation == NULL and g.input_pre == NULL and not g.drops and not g.stores_pairs
-    )
+    g.plain = is_plain(g)
     g.tasks, g.threads = row_blocks * g.column_tasks, pool_threads()
     if g.k == 0:
         return pool_run(gemm_empty_sum, g, g.tasks)
@@ -160,12 +164,19 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     return pool_run(gemm_block, g, g.tasks)
 
 
+cdef inline bint is_plain(const GemmTask *g) noexcept nogil:
+    """Whether sums are stored as they are."""
+    return (
+        g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
+        and g.pre_activation == NULL and g.input_pre == NULL and not g.drops and not g.stores_pairs
+    )
+
+
 cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     """One block of out: for each block of k, each group of panels of B is packed and then meets every row."""
     cdef GemmTask *g = <GemmTask *>argument
     cdef ptrdiff_t row_start = task // g.column_tasks * g.row_block
     cdef ptrdiff_t rows = min(g.row_block, g.m - row_start)
-    cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef ptrdiff_t first_column = task % g.column_tasks * g.column_panels * TILE_COLUMNS
     cdef ptrdiff_t last_column = min(g.n, first_column + g.column_panels * TILE_COLUMNS)
     cdef ptrdiff_t tiles = (rows + g.tile_rows - 1) // g.tile_rows
@@ -176,30 +187,26 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef const float *group_data
     cdef const float *a_tile
     cdef const float *b
-    cdef ptrdiff_t k_start, depth, group, group_end, column, tile, row
+    cdef ptrdiff_t k_start, depth, group, group_end, panel, column, tile, row
     cdef bint last, first_packs
 
-    if g.tiles:
-        tiles_begin()
     k_start = 0
     while k_start < g.k:
         depth = min(g.k_block, g.k - k_start)
         last = k_start + depth == g.k
-        if g.pack_a and g.tiles:
-            pack_transposed(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer, depth)
-        elif g.pack_a:
+        if g.pack_a:
             pack_rows_of_a(g.a + row_start + k_start * g.a_k, g.a_k, depth, rows, a_buffer)
         group = first_column
         while group < last_column:
             group_end = min(last_column, group + GROUP_COLUMNS)
-            b, first_packs = g.b + k_start * g.b_k + group * g.b_column, False
+            b, first_packs, panel = place_in_b(g, k_start, group), False, depth * TILE_COLUMNS
             if g.packed_b != NULL:
-                group_data = g.packed_b + k_start * panels * TILE_COLUMNS + group * depth
+                group_data, panel = g.packed_b + group // TILE_COLUMNS * g.packed_panel + k_start * TILE_COLUMNS, g.packed_panel
             else:
                 group_data = group_buffer
                 # B's rows along memory: the first tiles read them where they lie, and pack them for the others on the way
                 first_packs = (
-                    FIRST_TILE_PACKS and not g.tiles and g.b_column == 1 and group_end - group == GROUP_COLUMNS and rows >= TILE_ROWS
+                    FIRST_TILE_PACKS and g.b_column == 1 and group_end - group == GROUP_COLUMNS and rows >= TILE_ROWS
                 )
                 if not first_packs:
                     pack_group(b, g.b_k, g.b_column, depth, group_end - group, group_buffer)
@@ -226,14 +233,18 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                     else:
                         multiply_tile(
                             g, a_tile, row, min(g.tile_rows, row_start + rows - row), column, min(TILE_COLUMNS, group_end - column),
-                            k_start, depth, group_data + (column - group) * depth, TILE_COLUMNS, NULL,
+                            k_start, depth, group_data + (column - group) // TILE_COLUMNS * panel, TILE_COLUMNS, NULL,
                             g.accumulate or k_start > 0, last,
                         )
                     column += TILE_COLUMNS
             group += GROUP_COLUMNS
         k_start += g.k_block
-    if g.tiles:
-        tiles_end()
+
+
+cdef inline const float *place_in_b(const GemmTask *g, ptrdiff_t k, ptrdiff_t column) noexcept nogil:
+    if g.b_panel:  # (groups do not cross its panels)
+        return g.b + column // PANEL_COLUMNS * g.b_panel + k * PANEL_COLUMNS + column % PANEL_COLUMNS
+    return g.b + k * g.b_k + column * g.b_column
 
 
 cdef void multiply_tile(
@@ -242,8 +253,8 @@ cdef void multiply_tile(
 ) noexcept nogil:
     """One register tile over one block of k, stored with the epilogue if that block is the last; b's rows are b_step
     apart, and with `packed` (which needs a full tile) also go there. a_tile: packed rows of A, or NULL."""
-    cdef const float *starts[PAIR_TILE_ROWS]
-    cdef float sums[PAIR_TILE_ROWS * TILE_COLUMNS]
+    cdef const float *starts[TILE_ROWS]
+    cdef float sums[TILE_SUMS * VF_WIDTH]
     cdef float *out = g.out + row * g.out_row + (column // 2 if g.stores_pairs else column)
     cdef ptrdiff_t words = columns // 2 if g.stores_pairs else columns
     cdef bint in_place = columns == TILE_COLUMNS and rows == g.tile_rows and (g.plain or not last)
@@ -260,14 +271,9 @@ cdef void multiply_tile(
         out, out_row = sums, TILE_COLUMNS
     if a_tile != NULL:
         a_k = TILE_ROWS
-    for i in range(0 if g.tiles else rows):
+    for i in range(rows):
         starts[i] = a_tile + i if a_tile != NULL else g.a + (row + i) * g.a_row + k_start * g.a_k
-    if g.tiles:
-        tiles_of_pairs(
-            rows, TILE_COLUMNS, a_tile if a_tile != NULL else g.a + row * g.a_row + k_start, depth if a_tile != NULL else g.a_row,
-            b, b_step, depth, out, out_row, load and in_place,
-        )
-    elif rows < TILE_ROWS:
+    if rows < TILE_ROWS:
         rest_tile(rows, g.pairs, starts, a_k, b, depth, out)
     elif g.pairs:
         if packed != NULL:
@@ -324,7 +330,7 @@ cdef inline void prefetch_slice(
     cdef ptrdiff_t length = columns if g.b_column == 1 else depth
     cdef ptrdiff_t stride = g.b_k if g.b_column == 1 else g.b_column
     cdef ptrdiff_t row = rows * slice // slices, stop = rows * (slice + 1) // slices, at
-    cdef const float *start = g.b + k_start * g.b_k + column * g.b_column
+    cdef const float *start = place_in_b(g, k_start, column)
     while row < stop:
         at = 0
         while at < length:
@@ -391,4 +397,5 @@ cdef void pack_panel(
 
 
 include "matmul/epilogue.pxi"
+include "matmul/tiles.pxi"
 include "matmul/few_rows.pxi"

@@ -40,7 +40,7 @@ def linear_forward_packed(
     out: np.ndarray,
     activation: int,
 ) -> None: ...
-def to_pairs(x: np.ndarray, along: np.ndarray | None, across: np.ndarray | None) -> None: ...
+def to_panels(x: np.ndarray, over_rows: np.ndarray, over_columns: np.ndarray) -> None: ...
 def linear_forward_bfloat16(
     x: np.ndarray,
     weight: np.ndarray,
@@ -49,7 +49,6 @@ def linear_forward_bfloat16(
     residual: np.ndarray | None,
     pre_activation: np.ndarray | None,
     out: np.ndarray,
-    transpose_weight: bool,
     activation: int,
     dropout: float = 0,
     seed: int = 0,

@@ -7,7 +7,6 @@ include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
 include "matmul/panels.pxi"
-include "bfloat16.pxi"
 
 
 def matmul(const float[:, ::1] a, const float[:, ::1] b, float[:, ::1] out, bint transpose_a, bint transpose_b,
@@ -98,7 +97,7 @@ def linear_forward_packed(const float[:, ::1] x, const float[::1] packed, const 
         &x[0, 0], NULL, False, &bias[0] if bias is not None else NULL, activation, &out[0, 0],
         x.shape[0], x.shape[1], out.shape[1],
     )
-    g.packed_b = &packed[0]
+    g.packed_b, g.packed_panel = &packed[0], x.shape[1] * TILE_COLUMNS
     g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
     g.residual = &residual[0, 0] if residual is not None else NULL
     with nogil:
@@ -107,74 +106,85 @@ def linear_forward_packed(const float[:, ::1] x, const float[::1] packed, const 
 
 # ---- in bfloat16: x and d_out are rounded here, the weight's copies come rounded ----
 
-cdef inline const float *words(const uint32_t[:, ::1] x) noexcept:
-    return <const float *>&x[0, 0] if x is not None else NULL
+cdef inline const float *words(const uint32_t[:, :, ::1] x) noexcept:
+    return <const float *>&x[0, 0, 0] if x is not None else NULL
 
 
-def to_pairs(const float[:, ::1] x, uint32_t[:, ::1] along, uint32_t[:, ::1] across):
-    """along: uint32 [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] of x: float32 [rows, columns];
-    either may be None."""
-    cdef float *along_words = <float *>words(along)
-    cdef float *across_words = <float *>words(across)
+def to_panels(const float[:, ::1] x, uint32_t[:, :, ::1] over_rows, uint32_t[:, :, ::1] over_columns):
+    """x: float32 [rows, columns] rounded, in panels of pairs (kernels/bfloat16.py): over_rows: uint32
+    [ceil(columns / 48), ceil(rows / 2), 48], over_columns: uint32 [ceil(rows / 48), ceil(columns / 2), 48]."""
+    cdef PairsTask p = pairs_task(&x[0, 0], x.shape[1], x.shape[0], x.shape[1])
+    p.over_rows, p.over_columns = <float *>words(over_rows), <float *>words(over_columns)
     with nogil:
-        make_pairs(&x[0, 0], x.shape[1], x.shape[0], x.shape[1], along_words, across_words)
+        make_pairs(&p)
 
 
-def linear_forward_bfloat16(const float[:, ::1] x, const uint32_t[:, ::1] weight, const float[::1] bias,
+def linear_forward_bfloat16(const float[:, ::1] x, const uint32_t[:, :, ::1] weight, const float[::1] bias,
                             const float[:, ::1] multiplier, const float[:, ::1] residual, float[:, ::1] pre_activation,
-                            float[:, ::1] out, bint transpose_weight, int activation, double dropout=0,
-                            uint64_t seed=0):
-    """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
+                            float[:, ::1] out, int activation, double dropout=0, uint64_t seed=0):
+    """As linear_forward, over weight: uint32 [ceil(out / 48), ceil(in / 2), 48], panels over what is summed."""
     cdef ptrdiff_t tokens = x.shape[0], inputs = x.shape[1], outputs = out.shape[1], half = halved(x.shape[1])
     cdef const float *x_data = &x[0, 0]
     cdef float *x_pairs
-    cdef GemmTask g = linear_task(
-        NULL, words(weight), transpose_weight, &bias[0] if bias is not None else NULL, activation, &out[0, 0],
-        tokens, half, outputs,
-    )
+    cdef GemmTask g = linear_task(NULL, NULL, False, &bias[0] if bias is not None else NULL, activation, &out[0, 0], tokens, half, outputs)
     g.pairs = True
+    take_panels(&g, words(weight), half * PANEL_COLUMNS)
     g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
     g.residual = &residual[0, 0] if residual is not None else NULL
     g.pre_activation = &pre_activation[0, 0] if pre_activation is not None else NULL
     drop_out(&g, dropout, seed)
     with nogil:
         x_pairs = <float *>pool_shared(sizeof(float) * tokens * half)
-        make_pairs(x_data, inputs, tokens, inputs, x_pairs, NULL)
+        make_pairs_along(x_data, tokens, inputs, x_pairs)
         g.a = x_pairs
         gemm(&g)
 
 
-def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, const uint32_t[:, ::1] weight,
+def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, const uint32_t[:, :, ::1] weight,
                              const float[:, ::1] pre_activation, const float[:, ::1] multiplier, float[:, ::1] d_x,
                              float[:, ::1] d_multiplier, float[:, ::1] d_weight, bint transpose_weight, int activation,
                              bint accumulate):
-    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: along
-    [in, ceil(out / 2)], or across [ceil(out / 2), in] if transpose_weight."""
+    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: uint32
+    [ceil(in / 48), ceil(out / 2), 48], panels over what is summed."""
     cdef ptrdiff_t tokens = d_out.shape[0], outputs = d_out.shape[1], inputs = d_x.shape[1]
     cdef ptrdiff_t half = halved(outputs), half_tokens = halved(tokens)
-    cdef const float *d_out_data = &d_out[0, 0]
-    cdef const float *x_data = &x[0, 0] if x is not None else NULL
-    cdef float *d_weight_data = &d_weight[0, 0] if d_weight is not None else NULL
     cdef float *d_out_along
-    cdef float *d_out_across
-    cdef float *x_across
-    cdef GemmTask g = input_gradient_task(NULL, words(weight), transpose_weight, &d_x[0, 0], tokens, inputs, half, accumulate)
+    cdef PairsTask d_out_pairs = pairs_task(&d_out[0, 0], outputs, tokens, outputs), x_pairs
+    cdef GemmTask g = gemm_task(NULL, half, 1, NULL, 1, 1, &d_x[0, 0], tokens, inputs, half, accumulate)
     cdef GemmTask dw
+    cdef ptrdiff_t along_words = whole_lines(tokens * half), d_out_words = 0, x_words = 0
+    if d_weight is not None:  # x^T d_out, or d_out^T x: tokens are added up two by two
+        x_pairs = pairs_task(&x[0, 0], inputs, tokens, inputs)
+        d_out_words = whole_lines(half_tokens * outputs) if transpose_weight else panel_words(tokens, outputs)
+        x_words = panel_words(tokens, inputs) if transpose_weight else half_tokens * inputs
+        dw = gemm_task(
+            NULL, 1, outputs if transpose_weight else inputs, NULL, 1, 1, &d_weight[0, 0], d_weight.shape[0], d_weight.shape[1],
+            half_tokens, True,
+        )
+        dw.pairs = True
     g.pairs, g.activation = True, activation
+    take_panels(&g, words(weight), half * PANEL_COLUMNS)
     if pre_activation is not None:
         g.input_pre = &pre_activation[0, 0]
         g.multiplier = &multiplier[0, 0] if multiplier is not None else NULL
         g.d_multiplier = &d_multiplier[0, 0] if d_multiplier is not None else NULL
     with nogil:
-        d_out_along = <float *>pool_shared(sizeof(float) * (tokens * half + half_tokens * (outputs + inputs)))
-        d_out_across = d_out_along + tokens * half
-        x_across = d_out_across + half_tokens * outputs
-        make_pairs(d_out_data, outputs, tokens, outputs, d_out_along, d_out_across if d_weight_data != NULL else NULL)
-        if d_weight_data != NULL:
-            # tokens are added up two by two
-            make_pairs(x_data, inputs, tokens, inputs, NULL, x_across)
-            dw = weight_gradient_task(x_across, d_out_across, d_weight_data, transpose_weight, half_tokens, inputs, outputs)
-            dw.pairs = True
+        d_out_along = <float *>pool_shared(sizeof(float) * (along_words + d_out_words + x_words))
+        d_out_pairs.along = d_out_along
+        if x_words and transpose_weight:
+            d_out_pairs.across = d_out_along + along_words
+            x_pairs.over_rows = d_out_pairs.across + d_out_words
+            dw.a = d_out_pairs.across
+            take_panels(&dw, x_pairs.over_rows, half_tokens * PANEL_COLUMNS)
+        elif x_words:
+            d_out_pairs.over_rows = d_out_along + along_words
+            x_pairs.across = d_out_pairs.over_rows + d_out_words
+            dw.a = x_pairs.across
+            take_panels(&dw, d_out_pairs.over_rows, half_tokens * PANEL_COLUMNS)
+        make_pairs(&d_out_pairs)
+        if x_words:
+            make_pairs(&x_pairs)
             gemm(&dw)
         g.a = d_out_along
         gemm(&g)
+

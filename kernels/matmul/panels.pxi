@@ -18,14 +18,9 @@ cdef int pack_panels(PanelsTask *p) except -1 nogil:
 
 
 cdef void pack_panel_block(void *argument, ptrdiff_t panel) noexcept nogil:
-    """One panel: blocks of k one after another, each beside those of the other panels."""
     cdef PanelsTask *p = <PanelsTask *>argument
-    cdef ptrdiff_t panels = (p.n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    cdef ptrdiff_t column = panel * TILE_COLUMNS, k_block = even_k_block(p.k), k_start = 0, depth
-    while k_start < p.k:
-        depth = min(k_block, p.k - k_start)
-        pack_panel(
-            p.weight + k_start * p.k_stride + column * p.column_stride, p.k_stride, p.column_stride, depth,
-            min(TILE_COLUMNS, p.n - column), p.packed + (k_start * panels + panel * depth) * TILE_COLUMNS,
-        )
-        k_start += k_block
+    cdef ptrdiff_t column = panel * TILE_COLUMNS
+    pack_panel(
+        p.weight + column * p.column_stride, p.k_stride, p.column_stride, p.k, min(TILE_COLUMNS, p.n - column),
+        p.packed + panel * p.k * TILE_COLUMNS,
+    )

@@ -6,7 +6,7 @@ Knows nothing of layers beyond one linear map. Source of the gradients: the prod
 import numpy as np
 
 from fastmixer.kernels.activations_reference import activate, derivative
-from fastmixer.kernels.bfloat16 import from_across, from_along, pairs_across, pairs_along, round_bfloat16
+from fastmixer.kernels.bfloat16 import from_panels, panels_over_columns, panels_over_rows, round_bfloat16
 from fastmixer.kernels.dropout.reference import dropout_forward
 
 
@@ -84,40 +84,33 @@ def linear_forward_packed(x, packed, bias, multiplier, residual, out, activation
 # ---- in bfloat16: x and d_out are rounded here, the weight's copies come rounded ----
 
 
-def to_pairs(x, along, across):
-    """along: uint32 [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] of x: float32 [rows, columns];
-    either may be None."""
-    if along is not None:
-        along[...] = pairs_along(x)
-    if across is not None:
-        across[...] = pairs_across(x)
+def to_panels(x, over_rows, over_columns):
+    """x: float32 [rows, columns] rounded, in panels of pairs (kernels/bfloat16.py): over_rows: uint32
+    [ceil(columns / 48), ceil(rows / 2), 48], over_columns: uint32 [ceil(rows / 48), ceil(columns / 2), 48]."""
+    over_rows[...], over_columns[...] = panels_over_rows(x), panels_over_columns(x)
 
 
 def linear_forward_bfloat16(
-    x, weight, bias, multiplier, residual, pre_activation, out, transpose_weight, activation, dropout=0.0, seed=0
+    x, weight, bias, multiplier, residual, pre_activation, out, activation, dropout=0.0, seed=0
 ):  # fmt: skip
-    """As linear_forward, over weight: across [ceil(in / 2), out], or along [out, ceil(in / 2)] if transpose_weight."""
-    inputs = x.shape[1]
-    weight = from_along(weight, inputs) if transpose_weight else from_across(weight, inputs)
+    """As linear_forward, over weight: uint32 [ceil(out / 48), ceil(in / 2), 48], panels over what is summed."""
+    weight = from_panels(weight, x.shape[1], out.shape[1])
     linear_forward(
-        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, transpose_weight, activation,
-        dropout, seed,
+        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, False, activation, dropout, seed
     )  # fmt: skip
 
 
 def linear_backward_bfloat16(
     d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate
 ):  # fmt: skip
-    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: along
-    [in, ceil(out / 2)], or across [ceil(out / 2), in] if transpose_weight."""
-    outputs, d_out = d_out.shape[1], _rounded(d_out)
-    weight = from_across(weight, outputs) if transpose_weight else from_along(weight, outputs)
+    """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: uint32
+    [ceil(in / 48), ceil(out / 2), 48], panels over what is summed."""
+    d_out, weight = _rounded(d_out), from_panels(weight, d_out.shape[1], d_x.shape[1])
     if d_weight is not None:
         # tokens are added up two by two
         linear_backward_weight(_rounded(x), d_out, d_weight, transpose_weight)
     linear_backward_input(
-        d_out, weight.astype(d_out.dtype), pre_activation, multiplier, d_x, d_multiplier, transpose_weight, activation,
-        accumulate,
+        d_out, weight.astype(d_out.dtype), pre_activation, multiplier, d_x, d_multiplier, True, activation, accumulate
     )  # fmt: skip
 
 

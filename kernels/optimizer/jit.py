@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastmixer.kernels.bfloat16 import pairs_across, pairs_along
+from fastmixer.kernels.bfloat16 import panels_over_columns, panels_over_rows
 from fastmixer.kernels.jit import compiled
 from fastmixer.kernels.optimizer import BLOCK, adamw_factors, blocks
 from fastmixer.kernels.threads import parallel_for
@@ -48,15 +48,16 @@ def adamw(
 
 
 def adamw_bfloat16(
-    p, m, v, g, along, across, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient
+    p, m, v, g, over_rows, over_columns, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient
 ):  # fmt: skip
-    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies along: uint32
-    [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns] (kernels/bfloat16.py)."""
+    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies in panels
+    (kernels/bfloat16.py), over_rows: uint32 [ceil(columns / 48), ceil(rows / 2), 48] and over_columns: uint32
+    [ceil(rows / 48), ceil(columns / 2), 48]."""
     adamw(
         p.reshape(-1), m.reshape(-1), v.reshape(-1), g.reshape(-1), learning_rate, beta1, beta2, epsilon, weight_decay, step,
         gradient_scale, zero_gradient,
     )  # fmt: skip
-    along[...], across[...] = pairs_along(p), pairs_across(p)
+    over_rows[...], over_columns[...] = panels_over_rows(p), panels_over_columns(p)
 
 
 @compiled

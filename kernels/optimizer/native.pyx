@@ -12,6 +12,9 @@ from fastmixer.kernels.optimizer import BLOCK, adamw_factors
 
 cdef ptrdiff_t BLOCK_SIZE = BLOCK
 
+cdef enum:
+    STRIP_COLUMNS = 768  # of a matrix, PAIR_ROWS of which stay in L2 until they are rounded: whole panels
+
 
 cdef struct Update:
     float *p
@@ -92,37 +95,35 @@ def adamw(float[::1] p, float[::1] m, float[::1] v, const float[::1] g, double l
 # A matrix whose rounded copies the products read: they are written while its new rows are in cache.
 cdef struct MatrixUpdate:
     Update update
-    ptrdiff_t rows, columns, task_rows
-    float *along
-    float *across
+    PairsTask pairs
 
 
 cdef void adamw_rows(void *argument, ptrdiff_t task) noexcept nogil:
     cdef const MatrixUpdate *op = <const MatrixUpdate *>argument
-    cdef ptrdiff_t first = task * op.task_rows, rows = min(op.task_rows, op.rows - first)
-    cdef PairsTask pairs
-    adamw_range(&op.update, first * op.columns, rows * op.columns)
-    pairs.x, pairs.row, pairs.rows, pairs.columns = op.update.p + first * op.columns, op.columns, rows, op.columns
-    pairs.along, pairs.across = op.along + first * halved(op.columns), op.across + first // 2 * op.columns
-    pairs.stream = True
-    pairs_of_rows(&pairs, 0, rows)
+    cdef ptrdiff_t row = task * PAIR_ROWS, stop = min(op.pairs.rows, row + PAIR_ROWS), column, end, i
+    for column from 0 <= column < op.pairs.columns by STRIP_COLUMNS:
+        end = min(op.pairs.columns, column + STRIP_COLUMNS)
+        for i in range(row, stop):
+            adamw_range(&op.update, i * op.pairs.columns + column, end - column)
+        pairs_in_panels(&op.pairs, row, stop, column, end)
 
 
-def adamw_bfloat16(float[:, ::1] p, float[:, ::1] m, float[:, ::1] v, const float[:, ::1] g, uint32_t[:, ::1] along,
-                   uint32_t[:, ::1] across, double learning_rate, double beta1, double beta2, double epsilon,
+def adamw_bfloat16(float[:, ::1] p, float[:, ::1] m, float[:, ::1] v, const float[:, ::1] g, uint32_t[:, :, ::1] over_rows,
+                   uint32_t[:, :, ::1] over_columns, double learning_rate, double beta1, double beta2, double epsilon,
                    double weight_decay, ptrdiff_t step, double gradient_scale, bint zero_gradient):
-    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies along: uint32
-    [rows, ceil(columns / 2)] and across: uint32 [ceil(rows / 2), columns], in the same pass."""
+    """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and in the same pass its rounded copies in panels
+    (kernels/bfloat16.py), over_rows: uint32 [ceil(columns / 48), ceil(rows / 2), 48] and over_columns: uint32
+    [ceil(rows / 48), ceil(columns / 2), 48]."""
     cdef MatrixUpdate op
     if p.shape[0] == 0 or p.shape[1] == 0:
         return
-    op.rows, op.columns = p.shape[0], p.shape[1]
-    op.task_rows = 2 * max(1, BLOCK_SIZE // (2 * op.columns))  # pairs of rows stay together
     op.update.p, op.update.m, op.update.v, op.update.g = &p[0, 0], &m[0, 0], &v[0, 0], &g[0, 0]
-    op.along, op.across = <float *>&along[0, 0], <float *>&across[0, 0]
+    op.pairs = pairs_task(&p[0, 0], p.shape[1], p.shape[0], p.shape[1])
+    op.pairs.over_rows, op.pairs.over_columns = <float *>&over_rows[0, 0, 0], <float *>&over_columns[0, 0, 0]
+    op.pairs.stream = True
     set_factors(&op.update, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient)
     with nogil:
-        pool_run(adamw_rows, &op, (op.rows + op.task_rows - 1) // op.task_rows)
+        pool_run(adamw_rows, &op, (op.pairs.rows + PAIR_ROWS - 1) // PAIR_ROWS)
 
 
 cdef void sgd_block(void *argument, ptrdiff_t task) noexcept nogil:

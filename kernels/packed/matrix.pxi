@@ -64,14 +64,10 @@ cdef inline bint in_floats(const Matrix *m) noexcept nogil:
 
 
 cdef void panels_row(const Matrix *m, ptrdiff_t row, float *out) noexcept nogil:
-    cdef ptrdiff_t depth = halved(m.inputs) if m.bfloat16 else m.inputs, panels = (m.outputs + TILE_COLUMNS - 1) // TILE_COLUMNS
-    cdef ptrdiff_t k_block = even_k_block(depth), k, k_start, block, i
+    cdef ptrdiff_t depth = halved(m.inputs) if m.bfloat16 else m.inputs, k, i
     cdef uint32_t word, bits
     for k in range(depth):
-        k_start = k // k_block * k_block
-        block = min(k_block, depth - k_start)
-        memcpy(&word, m.panels + (k_start * panels + row // TILE_COLUMNS * block + k - k_start) * TILE_COLUMNS + row % TILE_COLUMNS,
-               sizeof(word))
+        memcpy(&word, m.panels + (row // TILE_COLUMNS * depth + k) * TILE_COLUMNS + row % TILE_COLUMNS, sizeof(word))
         if not m.bfloat16:
             memcpy(out + k, &word, sizeof(word))
             continue

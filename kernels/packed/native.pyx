@@ -9,7 +9,6 @@ include "vec.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
 include "matmul/panels.pxi"
-include "bfloat16.pxi"
 include "packed/packed.pxi"
 include "packed/channel.pxi"
 include "packed/rows.pxi"
@@ -17,6 +16,7 @@ include "packed/matrix.pxi"
 
 import numpy as np
 
+from fastmixer.kernels.memory import Arena
 from fastmixer.kernels.packed import PackedWeight
 from fastmixer.kernels.packed.formats import TYPES, dequantize
 from fastmixer.kernels.threads import parallel_for
@@ -34,7 +34,6 @@ BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
 # Formats whose blocks are packed with their values, name -> number in pack.h; and which a kind holds.
 ORIGINS = {"Q4_0": 0, "Q4_1": 1, "Q4_K": 2, "Q5_0": 3, "Q5_1": 4, "Q8_0": 5, "IQ4_NL": 6}
 EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": tuple(ORIGINS)}
-ARENA_BYTES = 32 << 20
 WIDENED = 1 << 16  # numbers that one thread widens at a time
 FLOAT_PANELS = 64  # panels' worth of rows that are widened to floats at once when a format is rounded
 
@@ -71,7 +70,7 @@ def _pack_into_panels(weight):
     cdef const float[:, ::1] rows = weight.arrays["rows"].view(np.float32)
     p.weight, p.k_stride, p.column_stride = &rows[0, 0], 1, rows.shape[1]
     p.k, p.n = rows.shape[1], weight.outputs
-    panels = _aligned(sizeof(float) * panels_size(p.k, p.n)).view(np.float32)
+    panels = _memory.empty(panels_size(p.k, p.n), np.float32)
     cdef float[::1] view = panels
     p.packed = &view[0]
     with nogil:
@@ -124,7 +123,7 @@ def _pack_panels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs, str ki
     p.w.minimum = kind == "int4" or type_name in ("Q4_0", "Q4_1", "Q4_K", "Q5_1")
     p.w.outputs, p.w.inputs, p.w.pairs = outputs, inputs, (inputs + PAIR - 1) // PAIR
     p.w.panel_bytes = p.w.pairs * packed_pair_bytes(p.w.bits, p.w.half, p.w.minimum)
-    data = _aligned(panels * p.w.panel_bytes)
+    data = _memory.empty(panels * p.w.panel_bytes, np.uint8)
     data_view = data
     p.data = &data_view[0]
     p.w.data = p.data
@@ -164,7 +163,7 @@ def _pack_channels(raw, str type_name, ptrdiff_t outputs, ptrdiff_t inputs):
     cdef const float[:, ::1] values = np.ascontiguousarray(_widened(raw, type_name, inputs))
     p.w.outputs, p.w.inputs, p.w.steps = outputs, inputs, (inputs + 3) // 4
     panels = channel_panels(&p.w)
-    data, scales = _aligned(panels * channel_panel_bytes(&p.w)), np.empty(panels * VF_WIDTH, np.float32)
+    data, scales = _memory.empty(panels * channel_panel_bytes(&p.w), np.uint8), np.empty(panels * VF_WIDTH, np.float32)
     cdef uint8_t[::1] data_view = data
     cdef float[::1] scales_view = scales
     p.numbers, p.scales, p.values = &data_view[0], &scales_view[0], &values[0, 0]
@@ -178,25 +177,8 @@ cdef void pack_channel_block(void *argument, ptrdiff_t task) noexcept nogil:
     pack_channel_panel(&p.w, p.numbers, p.scales, task, p.values)
 
 
-_arena = np.empty(0, np.uint8)  # what is left of the last piece of ARENA_BYTES
-
-
-def _aligned(ptrdiff_t size):
-    """uint8 [size] at a multiple of 64 bytes, from pieces so large that the system backs them with huge pages: a decode step
-    runs through all weights, and page by small page the processor's prefetching stops at every end."""
-    global _arena
-    if size > ARENA_BYTES // 2:
-        memory = np.empty(size + 64, np.uint8)
-        return _from_line(memory)[:size]
-    if len(_arena) < size:
-        _arena = _from_line(np.empty(ARENA_BYTES, np.uint8))
-    taken, _arena = _arena[:size], _arena[(size + 63) // 64 * 64 :]
-    return taken
-
-
-def _from_line(memory):
-    """memory from its first multiple of 64 bytes on."""
-    return memory[-memory.ctypes.data % 64 :]
+# A decode step runs through all weights, and page by small page the processor's prefetching stops at every end.
+_memory = Arena()
 
 
 def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:, ::1] out, ptrdiff_t outliers=0):
@@ -235,7 +217,7 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
         with nogil:
             if matrix.bfloat16:
                 pairs = <float *>pool_shared(sizeof(float) * (x.shape[0] * halved(x.shape[1])))
-                make_pairs(&x[0, 0], x.shape[1], x.shape[0], x.shape[1], pairs, NULL)
+                make_pairs_along(&x[0, 0], x.shape[0], x.shape[1], pairs)
                 rows.pairs = pairs
             linear_rows(&rows)
 

@@ -9,6 +9,10 @@
 from libc.stdint cimport int8_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
+cdef extern from "amx.h" nogil:
+    void tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
+                        ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
+
 cdef extern from "activations.h" nogil:
     vf vf_activate(vf x, int activation)
 

@@ -1,5 +1,5 @@
 # Linear maps over weights that lie as rows, float32 or pairs of bfloat16, or as panels of them: include after packed.pxi, matmul/gemm.pxi and
-# matmul/linear.pxi and bfloat16.pxi.
+# matmul/linear.pxi.
 #
 #   linear_rows(&task)        out [tokens, outputs] = x W^T + bias through task.mode (all but LINEAR_GATE)
 
@@ -39,7 +39,7 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
     g = linear_task(
         x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out, op.tokens, depth, op.outputs
     )
-    g.accumulate, g.pairs, g.packed_b = op.mode == LINEAR_ADD, op.bfloat16, op.panels
+    g.accumulate, g.pairs, g.packed_b, g.packed_panel = op.mode == LINEAR_ADD, op.bfloat16, op.panels, depth * TILE_COLUMNS
     if op.out_pairs != NULL:
         g.out, g.out_row, g.stores_pairs = op.out_pairs, halved(op.outputs), True
     return gemm(&g)

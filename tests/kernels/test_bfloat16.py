@@ -9,7 +9,7 @@ from tolerances import assert_close_to_float64
 
 from fastmixer.kernels import threads
 from fastmixer.kernels.activations import ACTIVATIONS
-from fastmixer.kernels.bfloat16 import from_across, from_along, pairs_across, pairs_along, round_bfloat16
+from fastmixer.kernels.bfloat16 import PANEL_COLUMNS, from_panels, panels_over_columns, panels_over_rows, round_bfloat16
 from fastmixer.kernels.select import implementations, kernel_module, kernels, use_kernels
 
 SIZES = [1, 2, 7, 16, 17, 33, 48, 95, 130]
@@ -21,11 +21,17 @@ def rank(request):
     return request.param
 
 
-def pairs_of(kernel, x):
-    rows, columns = x.shape
-    along, across = np.full((rows, -(-columns // 2)), 7, np.uint32), np.full((-(-rows // 2), columns), 7, np.uint32)
-    kernel.to_pairs(x, along, across)
-    return along, across
+def new_panels(rows, columns):
+    """Of a weight [rows, columns], over rows and over columns: what no weight is written to stays 0."""
+    return tuple(
+        np.zeros((-(-n // PANEL_COLUMNS), -(-k // 2), PANEL_COLUMNS), np.uint32) for k, n in ((rows, columns), (columns, rows))
+    )
+
+
+def panels_of(kernel, x):
+    panels = new_panels(*x.shape)
+    kernel.to_panels(x, *panels)
+    return panels
 
 
 def test_rounding_is_to_nearest_ties_to_even():
@@ -43,14 +49,14 @@ def test_rounding_is_to_nearest_ties_to_even():
 
 @pytest.mark.parametrize("rows", SIZES)
 @pytest.mark.parametrize("columns", SIZES)
-def test_pairs(rank, rng, rows, columns):
+def test_panels_of_pairs(rank, rng, rows, columns):
     x = (rng.standard_normal((rows, columns)) * 10.0 ** rng.integers(-20, 20, (rows, columns))).astype(np.float32)
     x.flat[:: max(1, x.size // 3)] = [np.inf, np.nan, -0.0, 1e-39][: len(x.flat[:: max(1, x.size // 3)])]
-    along, across = pairs_of(kernel_module("matmul", rank), x)
-    assert np.array_equal(along, pairs_along(x)) and np.array_equal(across, pairs_across(x))
+    over_rows, over_columns = panels_of(kernel_module("matmul", rank), x)
+    assert np.array_equal(over_rows, panels_over_rows(x)) and np.array_equal(over_columns, panels_over_columns(x))
     rounded = round_bfloat16(x)
-    np.testing.assert_array_equal(from_along(along, columns), rounded)
-    np.testing.assert_array_equal(from_across(across, rows), rounded)
+    np.testing.assert_array_equal(from_panels(over_rows, rows, columns), rounded)
+    np.testing.assert_array_equal(from_panels(over_columns, columns, rows), rounded.T)
 
 
 def linear(module, case, dtype):
@@ -66,7 +72,7 @@ def linear(module, case, dtype):
     x_multiplier, d_weight = normal(tokens, inputs), normal(inputs, outputs)
     if transpose:
         weight, d_weight = np.ascontiguousarray(weight.T), np.ascontiguousarray(d_weight.T)
-    along, across = pairs_of(kernel_module("matmul", "reference"), weight)
+    over_rows, over_columns = panels_of(kernel_module("matmul", "reference"), weight)
     found = {name: np.full((tokens, outputs), np.nan, dtype) for name in ("out", "pre_activation")}
     found |= {name: np.full((tokens, inputs), np.nan, dtype) for name in ("d_x", "d_pre", "d_multiplier")}
     found["d_weight"] = d_weight.astype(dtype)
@@ -76,10 +82,10 @@ def linear(module, case, dtype):
 
     x, d_out, bias, residual, multiplier, pre, x_multiplier = as_dtype(x, d_out, bias, residual, multiplier, pre, x_multiplier)
     module.linear_forward_bfloat16(
-        x, along if transpose else across, bias, multiplier if gated else None, residual, found["pre_activation"],
-        found["out"], transpose, activation,
+        x, over_columns if transpose else over_rows, bias, multiplier if gated else None, residual, found["pre_activation"],
+        found["out"], activation,
     )  # fmt: skip
-    weight = across if transpose else along
+    weight = over_rows if transpose else over_columns
     module.linear_backward_bfloat16(
         d_out, x, weight, None, None, found["d_x"], None, found["d_weight"], transpose, 0, False
     )
@@ -114,6 +120,7 @@ def test_linear(rank, case):
 @pytest.mark.parametrize("transpose", [False, True])
 def test_linear_over_several_blocks(rank, transpose):
     assert_linear(rank, (70, 1000, 830, transpose, False, 0))
+    assert_linear(rank, (1700, 40, 130, transpose, False, 0))
 
 
 def head(module, dtype, tokens, dim, vocab, chunk):
@@ -121,10 +128,10 @@ def head(module, dtype, tokens, dim, vocab, chunk):
     x, weight = rng.standard_normal((tokens, dim)).astype(np.float32), rng.standard_normal((vocab, dim)).astype(np.float32)
     targets = rng.integers(0, vocab, tokens)
     targets[tokens // 2] = -100
-    along, across = pairs_of(kernel_module("matmul", "reference"), weight)
+    over_rows, over_columns = panels_of(kernel_module("matmul", "reference"), weight)
     losses, d_x = np.full(tokens, np.nan, dtype), np.full((tokens, dim), np.nan, dtype)
     d_weight, logits = np.ones((vocab, dim), dtype), np.full((chunk, vocab), np.nan, dtype)
-    module.head_loss_bfloat16(x.astype(dtype), along, across, targets, -100, 0.5, logits, losses, d_x, d_weight)
+    module.head_loss_bfloat16(x.astype(dtype), over_columns, over_rows, targets, -100, 0.5, logits, losses, d_x, d_weight)
     return {"losses": losses, "d_x": d_x, "d_weight": d_weight}
 
 
@@ -149,9 +156,10 @@ def test_adamw_writes_the_rounded_copies_of_what_it_writes(rank, rng, rows, colu
     results = []
     for kernel in (module, reference):
         p, m, v, g = (start[name].copy() for name in "pmvg")
-        along, across = np.full((rows, -(-columns // 2)), 7, np.uint32), np.full((-(-rows // 2), columns), 7, np.uint32)
-        kernel.adamw_bfloat16(p, m, v, g, along, across, 1e-2, 0.9, 0.95, 1e-8, 0.1, 3, 0.7, True)
-        assert np.array_equal(along, pairs_along(p)) and np.array_equal(across, pairs_across(p)) and not g.any()
+        over_rows, over_columns = new_panels(rows, columns)
+        kernel.adamw_bfloat16(p, m, v, g, over_rows, over_columns, 1e-2, 0.9, 0.95, 1e-8, 0.1, 3, 0.7, True)
+        assert np.array_equal(over_rows, panels_over_rows(p)) and np.array_equal(over_columns, panels_over_columns(p))
+        assert not g.any()
         flat = [start[name].copy().reshape(-1) for name in "pmvg"]
         kernel.adamw(*flat, 1e-2, 0.9, 0.95, 1e-8, 0.1, 3, 0.7, True)
         assert np.array_equal(p.reshape(-1), flat[0])  # the same bits as without copies

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from fastmixer.kernels.bfloat16 import from_across, from_along, round_bfloat16
-from fastmixer.ops.bfloat16 import RoundedWeight, round_weight
+from fastmixer.kernels.bfloat16 import from_panels, round_bfloat16
+from fastmixer.ops.bfloat16 import RoundedWeight, round_weight, rounded_bytes
 from fastmixer.ops.cross_entropy import head_loss
 from fastmixer.ops.dropout import dropout
 from fastmixer.ops.feedforward import FeedForwardRounded, feedforward, feedforward_backward
@@ -29,13 +29,14 @@ def assert_near(found, expected, name=""):
 def test_round_weight_and_its_two_layouts(rng):
     weight = normal(rng, 7, 10)[:, ::2]  # strided
     rounded = round_weight(weight)
-    assert rounded.along.shape == (7, 3) and rounded.across.shape == (4, 5)
-    np.testing.assert_array_equal(from_along(rounded.along, 5), round_bfloat16(weight))
-    np.testing.assert_array_equal(from_across(rounded.across, 7), round_bfloat16(weight))
+    assert rounded.over_rows.shape == (1, 4, 48) and rounded.over_columns.shape == (1, 3, 48)
+    np.testing.assert_array_equal(from_panels(rounded.over_rows, 7, 5), round_bfloat16(weight))
+    np.testing.assert_array_equal(from_panels(rounded.over_columns, 5, 7), round_bfloat16(weight).T)
     again = round_weight(2 * weight, rounded)
-    assert again.along is rounded.along
-    np.testing.assert_array_equal(from_along(rounded.along, 5), 2 * round_bfloat16(weight))
-    assert round_weight(np.zeros((0, 4), np.float32)).along.shape == (0, 2)
+    assert again.over_rows is rounded.over_rows
+    np.testing.assert_array_equal(from_panels(rounded.over_columns, 5, 7), 2 * round_bfloat16(weight).T)
+    assert round_weight(np.zeros((0, 4), np.float32)).over_columns.shape == (0, 2, 48)
+    assert rounded_bytes(7, 50) == sum(array.nbytes for array in RoundedWeight.empty(7, 50))
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -103,7 +104,7 @@ def test_adamw_step_of_a_matrix(rng):
     adamw_step(p, np.zeros_like(p), np.zeros_like(p), g, learning_rate=0.1, step=1, rounded=rounded)
     adamw_step(flat, m, v, g.ravel(), learning_rate=0.1, step=1)
     assert np.array_equal(p.ravel(), flat)
-    np.testing.assert_array_equal(from_along(rounded.along, 6), round_bfloat16(p))
+    np.testing.assert_array_equal(from_panels(rounded.over_rows, 5, 6), round_bfloat16(p))
 
 
 X, WEIGHT = np.zeros((3, 4), np.float32), np.zeros((4, 6), np.float32)
@@ -115,9 +116,9 @@ ROUNDED, OTHER = round_weight(WEIGHT), round_weight(np.zeros((6, 4), np.float32)
     [
         (lambda: round_weight(X.astype(np.float64)), TypeError, "round_weight: weight must be float32 [rows, columns]; got float64 (3, 4)"),
         (lambda: linear(X, WEIGHT, rounded=WEIGHT), TypeError, "linear: rounded must be a RoundedWeight; got ndarray"),
-        (lambda: linear(X, WEIGHT, rounded=OTHER), ValueError, "linear: rounded.along must be C-contiguous uint32 (4, 3); got uint32 (6, 2)"),
-        (lambda: linear_backward(np.zeros((3, 6), np.float32), X, WEIGHT, None, rounded=OTHER), ValueError, "linear_backward: rounded.along must be C-contiguous uint32 (4, 3); got uint32 (6, 2)"),
-        (lambda: head_loss(X, WEIGHT.T.copy(), np.zeros(3, int), rounded=ROUNDED), ValueError, "head_loss: rounded.along must be C-contiguous uint32 (6, 2); got uint32 (4, 3)"),
+        (lambda: linear(X, WEIGHT, rounded=OTHER), ValueError, "linear: rounded.over_rows must be C-contiguous uint32 (1, 2, 48); got uint32 (1, 3, 48)"),
+        (lambda: linear_backward(np.zeros((3, 6), np.float32), X, WEIGHT, None, rounded=OTHER), ValueError, "linear_backward: rounded.over_rows must be C-contiguous uint32 (1, 2, 48); got uint32 (1, 3, 48)"),
+        (lambda: head_loss(X, WEIGHT.T.copy(), np.zeros(3, int), rounded=ROUNDED), ValueError, "head_loss: rounded.over_rows must be C-contiguous uint32 (1, 3, 48); got uint32 (1, 2, 48)"),
         (lambda: head_loss(X, WEIGHT.T.copy(), np.zeros(3, int), logits=np.zeros((0, 6), np.float32)), ValueError, "head_loss: logits must have at least one row; got (0, 6)"),
         (lambda: feedforward(X, WEIGHT, None, WEIGHT.T.copy(), None, w_gate=WEIGHT, rounded=FeedForwardRounded(ROUNDED, OTHER)), ValueError, "feedforward: rounded.gate must be given with w_gate; got None"),
     ],
