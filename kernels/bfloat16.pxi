@@ -77,18 +77,16 @@ cdef inline const float *row_or_end(const PairsTask *p, ptrdiff_t row) noexcept 
 
 
 cdef void pairs_in_panels(const PairsTask *p, ptrdiff_t row, ptrdiff_t stop, ptrdiff_t column, ptrdiff_t end) noexcept nogil:
-    """The panels' words of rows row..stop-1 (from a multiple of VF_WIDTH on) and columns column..end-1 (from an even one on)."""
-    cdef ptrdiff_t i, c, width
+    """The panels' words of rows row..stop-1 (from a multiple of VF_WIDTH on) and columns column..end-1 (from one of
+    PANEL_COLUMNS on), in the order in which they lie."""
+    cdef ptrdiff_t i, c
     if p.over_rows != NULL:
         for i from row <= i < stop by 2:
-            c = column
-            while c < end:
-                width = min(end, c // PANEL_COLUMNS * PANEL_COLUMNS + PANEL_COLUMNS) - c
+            for c from column <= c < end by PANEL_COLUMNS:
                 rows_across(
-                    p.x + i * p.row + c, p.x + (i + 1) * p.row + c if i + 1 < p.rows else NULL, width,
-                    p.over_rows + (c // PANEL_COLUMNS * halved(p.rows) + i // 2) * PANEL_COLUMNS + c % PANEL_COLUMNS, p.stream,
+                    p.x + i * p.row + c, p.x + (i + 1) * p.row + c if i + 1 < p.rows else NULL, min(PANEL_COLUMNS, end - c),
+                    p.over_rows + (c // PANEL_COLUMNS * halved(p.rows) + i // 2) * PANEL_COLUMNS, p.stream,
                 )
-                c += width
     if p.over_columns != NULL:
         for i from row <= i < stop by VF_WIDTH:
             pairs_turned(

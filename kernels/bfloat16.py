@@ -32,7 +32,7 @@ def panels_over_rows(x):
 
 
 def panels_over_columns(x):
-    """uint32 [ceil(rows / 48), ceil(columns / 2), 48] of x: float32 [rows, columns], for products that add up over columns."""
+    """uint32 [ceil(rows / 48), ceil(columns / 2), 48] of x: float32 [rows, columns], for those that add up over columns."""
     return panels_over_rows(x.T)
 
 

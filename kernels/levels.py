@@ -17,7 +17,7 @@ LEVELS = {
 # Levels that add instructions to another one which only some ops have a use for: (the other, those ops). All other ops
 # are the same code at both and are built once, at the other.
 _BYTES = ("packed", "decoder", "encoder", "peak")  # multiply 8-bit integers
-_PAIRS = (*_BYTES, "matmul", "attention", "feedforward", "cross_entropy")  # and bfloat16
+_PAIRS = (*_BYTES, "matmul", "attention", "feedforward", "cross_entropy", "optimizer")  # and bfloat16
 ADDS = {
     "x86_64_v4_vnni": ("x86_64_v4", _BYTES),
     "x86_64_v4_bf16": ("x86_64_v4", _PAIRS),

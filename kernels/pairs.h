@@ -11,29 +11,25 @@
  * at most VF_WIDTH, and lanes past them are left alone. `stream`: past the caches. */
 static void pairs_turned(const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, float *out, ptrdiff_t out_row,
                          int stream) {
-    float square[VF_WIDTH * VF_WIDTH], turned[VF_WIDTH * VF_WIDTH];
-    memset(square, 0, sizeof square);
-    for (ptrdiff_t column = 0; column < columns; column += 2 * VF_WIDTH, out += VF_WIDTH * out_row) {
-        const ptrdiff_t left = columns - column, words = left < 2 * VF_WIDTH ? (left + 1) / 2 : VF_WIDTH;
-        for (ptrdiff_t i = 0; i < rows; i++) {
-            const float *at = x + i * row + column;
-            vf first, second;
-            if (left >= 2 * VF_WIDTH) {
-                first = vf_load(at);
-                second = vf_load(at + VF_WIDTH);
-            } else {
-                first = vf_load_first(at, left < VF_WIDTH ? left : VF_WIDTH);
-                second = left > VF_WIDTH ? vf_load_first(at + VF_WIDTH, left - VF_WIDTH) : vf_zero();
-            }
-            vf_store(square + i * VF_WIDTH, bf16_all_neighbours(first, second));
+    vf pairs[VF_WIDTH];
+    for (; columns >= 2 * VF_WIDTH && rows == VF_WIDTH; columns -= 2 * VF_WIDTH, x += 2 * VF_WIDTH, out += VF_WIDTH * out_row) {
+        UNROLL for (int i = 0; i < VF_WIDTH; i++)
+            pairs[i] = bf16_all_neighbours(vf_load(x + i * row), vf_load(x + i * row + VF_WIDTH));
+        vf_turn(pairs);
+        if (stream) {
+            UNROLL for (int k = 0; k < VF_WIDTH; k++) vf_stream(out + k * out_row, pairs[k]);
+        } else {
+            UNROLL for (int k = 0; k < VF_WIDTH; k++) vf_store(out + k * out_row, pairs[k]);
         }
-        vf_transpose(square, VF_WIDTH, turned, VF_WIDTH);
-        for (ptrdiff_t k = 0; k < words; k++) {
-            const vf word = vf_load(turned + k * VF_WIDTH);
-            if (rows < VF_WIDTH) vf_store_first(out + k * out_row, word, rows);
-            else if (stream) vf_stream(out + k * out_row, word);
-            else vf_store(out + k * out_row, word);
-        }
+    }
+    for (; columns > 0; columns -= 2 * VF_WIDTH, x += 2 * VF_WIDTH, out += VF_WIDTH * out_row) {
+        const ptrdiff_t first = columns < VF_WIDTH ? columns : VF_WIDTH;
+        const ptrdiff_t second = columns < 2 * VF_WIDTH ? columns - first : VF_WIDTH;
+        for (ptrdiff_t i = 0; i < VF_WIDTH; i++)
+            pairs[i] = i < rows ? bf16_all_neighbours(vf_load_first(x + i * row, first), vf_load_first(x + i * row + VF_WIDTH, second))
+                                : vf_zero();
+        vf_turn(pairs);
+        for (ptrdiff_t k = 0; k < (first + second + 1) / 2; k++) vf_store_first(out + k * out_row, pairs[k], rows);
     }
 }
 

@@ -218,10 +218,14 @@ VEC_INLINE vf vf_round(vf x) {
     return (x + shift) - shift;
 }
 
+/* Below it e^x is less than the least normal float and counts as 0. Nothing on the way may become such a number: an Intel processor
+ * takes 230 cycles for a vector that holds one, where e^x takes 9. */
+#define EXP_LEAST -87.33654f
+
 /* e^x within about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r (Cephes expf), times 2^n in two factors.
  * -inf and everything below -87.33 (where the result stops being a normal number) give 0; above 88.72 +inf; NaN stays. */
 VEC_INLINE vf vf_exp(vf x) {
-    vf clamped = vf_min(vf_set(89.0f), vf_max(vf_set(-88.0f), x));
+    vf clamped = vf_min(vf_set(89.0f), vf_max(vf_set(EXP_LEAST), x));
     vf n = vf_round(clamped * 1.44269504088896341f);
     vf r = vf_fma(n, vf_set(-0.693359375f), clamped);
     r = vf_fma(n, vf_set(2.12194440e-4f), r);
@@ -238,7 +242,7 @@ VEC_INLINE vf vf_exp(vf x) {
     vf half = vf_round(n * 0.5f);
     vf y = p * vf_power_of_two(half) * vf_power_of_two(n - half);
 #endif
-    return vf_select(x < -87.33654f, vf_zero(), y);
+    return vf_select(x < EXP_LEAST, vf_zero(), y);
 }
 
 /* e^x for x <= 0, as a softmax needs it: off by 2^-22 of it, and by |x| 2^-24 where x is far below. -inf gives 0; NaN stays.
@@ -253,7 +257,7 @@ VEC_INLINE vf vf_exp_negative(vf x) {
     p = vf_fma(p, r, vf_set(2.40164444e-1f));
     p = vf_fma(p, r, vf_set(6.93151295e-1f));
     p = vf_fma(p, r, vf_set(1.0f));
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)t);
+    return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(EXP_LEAST), _CMP_NLT_UQ), (__m512)p, (__m512)t);
 #else
     return vf_exp(x);
 #endif

@@ -11,9 +11,9 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.checks import Arrays, as_rows, check_choice, leading_axes
 from fastmixer.ops.dropout import check_dropout
-from fastmixer.ops.matmul import as_rows, leading_axes, require_apart
+from fastmixer.ops.matmul import require_apart
 
 
 @dataclass(frozen=True)

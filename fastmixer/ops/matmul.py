@@ -4,14 +4,13 @@ Knows nothing of which layer it is. Weights are [in, out], or [out, in] with tra
 weights as PyTorch stores them).
 """
 
-from typing import Any
 
 import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_choice
+from fastmixer.ops.checks import Arrays, as_rows, check_choice, leading_axes
 from fastmixer.ops.dropout import check_dropout
 
 
@@ -163,18 +162,6 @@ def linear_backward(
         bool(transpose_weight), code, bool(accumulate),
     )  # fmt: skip
     return d_x
-
-
-def leading_axes(x: Any, last: str) -> str:
-    """Axis names for an array [..., last] with as many axes as x: the leading ones are numbered."""
-    return " ".join([*(f"axis_{i}" for i in range(max(1, np.ndim(x)) - 1)), last])
-
-
-def as_rows(x: Any) -> Any:
-    """x: [..., width] as a view [tokens, width]; None stays None."""
-    if x is None or x.ndim == 2:
-        return x
-    return x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
 
 
 def require_apart(op: str, name: str, value: np.ndarray | None, **others: np.ndarray | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmixer.kernels.norm import row_blocks
 from fastmixer.kernels.select import kernels
-from fastmixer.ops.checks import Arrays, check_number
+from fastmixer.ops.checks import Arrays, as_rows, check_number, leading_axes
 
 LayerNormSaved = tuple[np.ndarray, np.ndarray]  # mean, inverse_std: float32 [tokens]
 RMSNormSaved = np.ndarray  # inverse_rms: float32 [tokens]
@@ -51,15 +51,15 @@ def layernorm(
     ValueError. Source: Ba, Kiros, Hinton 2016.
     """
     arrays = Arrays("layernorm", "norm")
-    axes = _axes(x)
+    axes = leading_axes(x, "dim")
     x = arrays.check("x", x, axes)
     weight = arrays.check("weight", weight, "dim")
     bias = arrays.check_optional("bias", bias, "dim")
     check_number("layernorm", "epsilon", epsilon, at_least=0)
     out = arrays.output("out", out, axes)
-    rows = _rows(x)
+    rows = as_rows(x)
     saved = np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)
-    kernels("norm").layernorm_forward(rows, weight, bias, float(epsilon), _rows(out), *saved)
+    kernels("norm").layernorm_forward(rows, weight, bias, float(epsilon), as_rows(out), *saved)
     return (out, saved) if return_saved else out
 
 
@@ -81,7 +81,7 @@ def layernorm_backward(
     """
     arrays = Arrays("layernorm_backward", "norm")
     d_out, x, weight, d_residual, d_x = _check_backward(arrays, d_out, x, weight, d_residual, d_x)
-    rows = _rows(x)
+    rows = as_rows(x)
     arrays.sizes["tokens"] = len(rows)
     mean = arrays.check("saved[0] (mean)", saved[0], "tokens")
     inverse_std = arrays.check("saved[1] (inverse_std)", saved[1], "tokens")
@@ -89,7 +89,7 @@ def layernorm_backward(
     d_bias = None if d_bias is None else arrays.check_output("d_bias", d_bias, "dim")
     partial = np.empty((row_blocks(len(rows)), 2, len(weight)), x.dtype)
     kernels("norm").layernorm_backward(
-        _rows(d_out), rows, weight, mean, inverse_std, _rows(d_residual), _rows(d_x), d_weight, d_bias, partial
+        as_rows(d_out), rows, weight, mean, inverse_std, as_rows(d_residual), as_rows(d_x), d_weight, d_bias, partial
     )
     return d_x
 
@@ -126,14 +126,14 @@ def rmsnorm(
     rmsnorm_backward wants. Raises TypeError or ValueError. Source: Zhang, Sennrich 2019.
     """
     arrays = Arrays("rmsnorm", "norm")
-    axes = _axes(x)
+    axes = leading_axes(x, "dim")
     x = arrays.check("x", x, axes)
     weight = arrays.check("weight", weight, "dim")
     check_number("rmsnorm", "epsilon", epsilon, at_least=0)
     out = arrays.output("out", out, axes)
-    rows = _rows(x)
+    rows = as_rows(x)
     saved = np.empty(len(rows), x.dtype)
-    kernels("norm").rmsnorm_forward(rows, weight, float(epsilon), _rows(out), saved)
+    kernels("norm").rmsnorm_forward(rows, weight, float(epsilon), as_rows(out), saved)
     return (out, saved) if return_saved else out
 
 
@@ -154,32 +154,22 @@ def rmsnorm_backward(
     """
     arrays = Arrays("rmsnorm_backward", "norm")
     d_out, x, weight, d_residual, d_x = _check_backward(arrays, d_out, x, weight, d_residual, d_x)
-    rows = _rows(x)
+    rows = as_rows(x)
     arrays.sizes["tokens"] = len(rows)
     inverse_rms = arrays.check("saved (inverse_rms)", saved, "tokens")
     d_weight = arrays.check_output("d_weight", d_weight, "dim")
     partial = np.empty((row_blocks(len(rows)), 1, len(weight)), x.dtype)
     kernels("norm").rmsnorm_backward(
-        _rows(d_out), rows, weight, inverse_rms, _rows(d_residual), _rows(d_x), d_weight, partial
+        as_rows(d_out), rows, weight, inverse_rms, as_rows(d_residual), as_rows(d_x), d_weight, partial
     )
     return d_x
 
 
 def _check_backward(arrays, d_out, x, weight, d_residual, d_x):
     """The arrays that both backwards share, checked, d_x made if None."""
-    axes = _axes(x)
+    axes = leading_axes(x, "dim")
     x = arrays.check("x", x, axes)
     d_out = arrays.check("d_out", d_out, axes)
     weight = arrays.check("weight", weight, "dim")
     d_residual = arrays.check_optional("d_residual", d_residual, axes)
     return d_out, x, weight, d_residual, arrays.output("d_x", d_x, axes)
-
-
-def _axes(x):
-    """Axis names for x [..., dim]: the leading ones are numbered."""
-    return " ".join([*(f"axis_{i}" for i in range(np.ndim(x) - 1)), "dim"])
-
-
-def _rows(x):
-    """x: [..., dim] as a view [tokens, dim]; None stays None."""
-    return None if x is None else x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])

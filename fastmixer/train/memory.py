@@ -90,9 +90,8 @@ def training_memory(
     parameters = FLOAT * OPTIMIZER_COPIES * sum(math.prod(shape) for _, shape in shapes)
     if precision == "bfloat16":
         head = "embedding.weight" if config.tied_head else "head.weight"
-        parameters += sum(
-            rounded_bytes(*shape) for name, shape in shapes if len(shape) == 2 and (name.startswith("layers.") or name == head)
-        )
+        rounded = (shape for name, shape in shapes if name.startswith("layers.") or name == head)
+        parameters += sum(rounded_bytes(*shape) for shape in rounded if len(shape) == 2)
     inner = (3 if config.gated else 2) * config.hidden + config.qkv_width
     layer = inner + 5 * config.dim + config.heads
     layers = layer + (config.layers - 1) * config.dim if checkpoint_activations else config.layers * layer

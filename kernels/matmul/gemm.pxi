@@ -84,6 +84,7 @@ cdef struct GemmTask:
     ptrdiff_t b_panel  # 0, or B lies as panels of PANEL_COLUMNS, so far apart
     const float *packed_b  # B as panels of TILE_COLUMNS, each of all k, that tiles read as they lie; NULL: b is packed on the way
     ptrdiff_t packed_panel  # from one of them to the next
+    bint packed_far  # packed_b comes from memory and is asked for ahead (groups are single panels)
     float *out
     ptrdiff_t out_row
     ptrdiff_t m, n, k
@@ -128,7 +129,7 @@ cdef inline GemmTask gemm_task(
 cdef inline void take_panels(GemmTask *g, const float *panels, ptrdiff_t panel) noexcept nogil:
     """B as panels of PANEL_COLUMNS, `panel` words from one to the next: where tiles are as wide they read them as they lie."""
     if TILE_COLUMNS == PANEL_COLUMNS:
-        g.packed_b, g.packed_panel = panels, panel
+        g.packed_b, g.packed_panel, g.packed_far = panels, panel, GROUP_PANELS == 1
     else:
         g.b, g.b_k, g.b_column, g.b_panel = panels, PANEL_COLUMNS, 1, panel
 
@@ -212,7 +213,7 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                     pack_group(b, g.b_k, g.b_column, depth, group_end - group, group_buffer)
             for tile in range(tiles):
                 # What comes next is asked for while this tile is multiplied: without it every pack waits for memory.
-                if ASKS_AHEAD and g.packed_b == NULL:
+                if ASKS_AHEAD and (g.packed_b == NULL or g.packed_far):
                     if group_end < last_column:
                         prefetch_slice(g, k_start, group_end, tile, tiles)
                     elif not last:
@@ -323,14 +324,18 @@ cdef inline ptrdiff_t even_k_block(ptrdiff_t k) noexcept nogil:
 cdef inline void prefetch_slice(
     const GemmTask *g, ptrdiff_t k_start, ptrdiff_t column, ptrdiff_t slice, ptrdiff_t slices
 ) noexcept nogil:
-    """Ask for one of `slices` parts of the group of panels of B that is packed next, while this one is multiplied: without it
-    every pack waits for memory (10 % of a product of 256 rows)."""
+    """Ask for one of `slices` parts of the group of panels of B that is packed or read next, while this one is multiplied:
+    without it every pack waits for memory (10 % of a product of 256 rows)."""
     cdef ptrdiff_t depth = min(g.k_block, g.k - k_start), columns = min(GROUP_COLUMNS, g.n - column)
     cdef ptrdiff_t rows = depth if g.b_column == 1 else columns  # runs along memory, `length` floats each
     cdef ptrdiff_t length = columns if g.b_column == 1 else depth
     cdef ptrdiff_t stride = g.b_k if g.b_column == 1 else g.b_column
-    cdef ptrdiff_t row = rows * slice // slices, stop = rows * (slice + 1) // slices, at
+    cdef ptrdiff_t row, stop, at
     cdef const float *start = place_in_b(g, k_start, column)
+    if g.packed_b != NULL:
+        rows, length, stride = depth, TILE_COLUMNS, TILE_COLUMNS
+        start = g.packed_b + column // TILE_COLUMNS * g.packed_panel + k_start * TILE_COLUMNS
+    row, stop = rows * slice // slices, rows * (slice + 1) // slices
     while row < stop:
         at = 0
         while at < length:

@@ -96,7 +96,8 @@ def linear_forward_bfloat16(
     """As linear_forward, over weight: uint32 [ceil(out / 48), ceil(in / 2), 48], panels over what is summed."""
     weight = from_panels(weight, x.shape[1], out.shape[1])
     linear_forward(
-        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, False, activation, dropout, seed
+        _rounded(x), weight.astype(x.dtype), bias, multiplier, residual, pre_activation, out, False, activation, dropout,
+        seed,
     )  # fmt: skip
 
 

@@ -48,7 +48,8 @@ def adamw(
 
 
 def adamw_bfloat16(
-    p, m, v, g, over_rows, over_columns, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale, zero_gradient
+    p, m, v, g, over_rows, over_columns, learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale,
+    zero_gradient,
 ):  # fmt: skip
     """One AdamW step of a matrix p, m, v, g: float32 [rows, columns], and its rounded copies in panels
     (kernels/bfloat16.py), over_rows: uint32 [ceil(columns / 48), ceil(rows / 2), 48] and over_columns: uint32

@@ -13,7 +13,7 @@ from fastmixer.kernels.optimizer import BLOCK, adamw_factors
 cdef ptrdiff_t BLOCK_SIZE = BLOCK
 
 cdef enum:
-    STRIP_COLUMNS = 768  # of a matrix, PAIR_ROWS of which stay in L2 until they are rounded: whole panels
+    STRIP_COLUMNS = 768  # of a matrix: PANEL_COLUMNS rows of them stay in L2 until they are rounded
 
 
 cdef struct Update:
