@@ -16,6 +16,14 @@ static uint64_t cpu_xgetbv(void) {
     return ((uint64_t)high << 32) | low;
 }
 
+enum { CPU_TILES = 1u << 22 | 1u << 24 }; /* AMX_BF16, AMX_TILE */
+
+/* Whether the processor is one with AMX, at whatever level kernels run: Sapphire Rapids or later. */
+static int cpu_has_tiles(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & CPU_TILES) == CPU_TILES;
+}
+
 /* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI (Cascade Lake, Ice
  * Lake), 6: and with AVX512_BF16 (Zen 4), 7: and with AMX (Sapphire Rapids). */
 static int cpu_x86_64_level(void) {
@@ -40,13 +48,13 @@ static int cpu_x86_64_level(void) {
     unsigned a71 = 0;
     __get_cpuid_count(7, 1, &a71, &ignored, &ignored, &ignored);
     const unsigned vnni = 1u << 11, bf16 = 1u << 5;
-    const unsigned tiles = 1u << 22 | 1u << 24; /* AMX_BF16, AMX_TILE */
     const uint64_t tiles_saved = 3ull << 17;
     if (!(c7 & vnni)) return 4;
     if (!(a71 & bf16)) return 5;
-    return (d7 & tiles) == tiles && (saved & tiles_saved) == tiles_saved && system_allows_tiles() ? 7 : 6;
+    return (d7 & CPU_TILES) == CPU_TILES && (saved & tiles_saved) == tiles_saved && system_allows_tiles() ? 7 : 6;
 }
 #else
+static int cpu_has_tiles(void) { return 0; }
 static int cpu_x86_64_level(void) { return 0; }
 #endif
 

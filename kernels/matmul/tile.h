@@ -39,12 +39,8 @@
 #define PACK_AHEAD 8 /* rows of B that the packing tile asks for ahead of their use: 3 % of a product of 256 rows */
 #if AMX
 #define PAIR_TILE_ROWS AMX_BAND_ROWS /* of a tile of pairs: TILE_COLUMNS is AMX_BAND_COLUMNS */
-/* A Granite Rapids waits 150 ns for its L3, and asking for B in bursts keeps the 16 places for lines that are on their way from
- * those that a tile needs now: without it products of floats are 2-9 % faster. Elsewhere it gives 10 %. */
-#define ASKS_AHEAD 0
 #else
 #define PAIR_TILE_ROWS TILE_ROWS
-#define ASKS_AHEAD 1
 #endif
 #define DOT_PARTS 4 /* independent sums of one product: they hide the latency of the multiply-add */
 
