@@ -83,6 +83,14 @@ VEC_INLINE vf bf16_all_couples(vf first, vf second) {
     return bf16_pairs(first, second);
 }
 
+/* One number as it stands in a pair. */
+VEC_INLINE uint16_t bf16_half(float x) {
+    int32_t words[VF_WIDTH];
+    const vi rounded = bf16_round(vf_set(x));
+    memcpy(words, &rounded, sizeof rounded);
+    return (uint16_t)((uint32_t)words[0] >> 16);
+}
+
 /* sum + a.first * b.first + a.second * b.second, in float32. */
 VEC_INLINE vf bf16_dot(vf sum, vf a, vf b) {
 #if defined(__AVX512BF16__)

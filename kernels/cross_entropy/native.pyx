@@ -8,6 +8,10 @@ include "vec.pxi"
 include "matmul/gemm.pxi"
 
 from libc.math cimport INFINITY, log
+from libc.stdint cimport uint16_t
+
+cdef extern from "bfloat16.h" nogil:
+    uint16_t bf16_half(float x)
 
 cdef enum:
     TASK_FLOATS = 16384  # logits a task: small vocabularies take many rows at a time
@@ -114,6 +118,104 @@ cdef void loss_block(void *argument, ptrdiff_t task) noexcept nogil:
             d_logits[target] -= <float>r.scale
 
 
+# ---- two rows at a time, whose gradients products in bfloat16 read as pairs: logits stay what they are ----
+
+cdef struct RowPairs:
+    Rows rows
+    float *along  # NULL, or d_logits in pairs along its rows: [rows, along_row], the first halved(vocab) of each
+    float *across  # NULL, or over its rows: [halved(rows), across_row], the first vocab of each
+    ptrdiff_t along_row, across_row  # whole cache lines
+
+
+cdef struct RowGradient:
+    const float *logits  # NULL: no gradient
+    vf shift, factor  # d_logits = e^(logits - shift) * factor, less scale at the target
+    int64_t target
+
+
+cdef void loss_pairs_block(void *argument, ptrdiff_t task) noexcept nogil:
+    """Exponentials are found twice, and no float of d_logits goes to memory: 7 % of the head's time for 1024 tokens."""
+    cdef RowPairs *p = <RowPairs *>argument
+    cdef Rows *r = &p.rows
+    cdef RowGradient first, second
+    cdef ptrdiff_t row = task * 2 * r.task_rows
+    while row < min((task + 1) * 2 * r.task_rows, r.rows):
+        first = loss_of_row(r, row)
+        second = loss_of_row(r, row + 1)
+        store_gradients(p, row, &first, &second)
+        patch_target(p, row, &first)
+        patch_target(p, row + 1, &second)
+        row += 2
+
+
+cdef RowGradient loss_of_row(const Rows *r, ptrdiff_t row) noexcept nogil:
+    cdef RowGradient g
+    cdef const float *logits = r.logits + row * r.vocab
+    cdef float largest
+    cdef double total
+    g.logits, g.shift, g.factor, g.target = NULL, vf_zero(), vf_zero(), r.ignore_index
+    if row >= r.rows:
+        return g
+    g.target = r.targets[row]
+    if g.target == r.ignore_index:
+        r.losses[row] = 0
+        return g
+    largest = row_largest(logits, r.vocab)
+    total = row_exponentials(logits, r.vocab, largest, NULL)
+    r.losses[row] = <float>(log(total) - (logits[g.target] - largest))
+    g.logits, g.shift, g.factor = logits, vf_set(largest), vf_set(<float>(r.scale / total))
+    return g
+
+
+cdef inline vf gradient_at(const RowGradient *g, ptrdiff_t column, ptrdiff_t lanes) noexcept nogil:
+    """d_logits of so many columns (of VF_WIDTH, if there are more), but for the target's."""
+    if g.logits == NULL or lanes <= 0:
+        return vf_zero()
+    return vf_mul(vf_exp(vf_sub(load_part(g.logits + column, lanes), g.shift)), g.factor)
+
+
+cdef void store_gradients(const RowPairs *p, ptrdiff_t row, const RowGradient *first, const RowGradient *second) noexcept nogil:
+    cdef ptrdiff_t vocab = p.rows.vocab, left
+    cdef float *along = p.along + row * p.along_row if p.along != NULL else NULL
+    cdef float *along_next = along + p.along_row if along != NULL and row + 1 < p.rows.rows else NULL
+    cdef float *across = p.across + row // 2 * p.across_row if p.across != NULL else NULL
+    cdef ptrdiff_t i
+    cdef vf a, b, c, d
+    for i from 0 <= i < vocab by 2 * VF_WIDTH:
+        left = vocab - i
+        a, b = gradient_at(first, i, left), gradient_at(first, i + VF_WIDTH, left - VF_WIDTH)
+        c, d = gradient_at(second, i, left), gradient_at(second, i + VF_WIDTH, left - VF_WIDTH)
+        if along != NULL:
+            store_words(along + i // 2, bf16_all_neighbours(a, b), halved(left))
+        if along_next != NULL:
+            store_words(along_next + i // 2, bf16_all_neighbours(c, d), halved(left))
+        if across != NULL:
+            store_words(across + i, bf16_all_couples(a, c), left)
+            if left > VF_WIDTH:
+                store_words(across + i + VF_WIDTH, bf16_all_couples(b, d), left - VF_WIDTH)
+
+
+cdef inline void store_words(float *out, vf words, ptrdiff_t lanes) noexcept nogil:
+    """Past the caches: the products come when all rows are done."""
+    if lanes >= VF_WIDTH:
+        vf_stream(out, words)
+    else:
+        vf_store_first(out, words, lanes)
+
+
+cdef void patch_target(const RowPairs *p, ptrdiff_t row, const RowGradient *g) noexcept nogil:
+    cdef float lanes[VF_WIDTH]
+    cdef uint16_t half
+    if g.logits == NULL:
+        return
+    vf_store(lanes, vf_mul(vf_exp(vf_sub(vf_set(g.logits[g.target]), g.shift)), g.factor))
+    half = bf16_half(lanes[0] - <float>p.rows.scale)
+    if p.along != NULL:
+        (<uint16_t *>(p.along + row * p.along_row))[g.target] = half
+    if p.across != NULL:
+        (<uint16_t *>(p.across + row // 2 * p.across_row))[2 * g.target + row % 2] = half
+
+
 cdef void softmax_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef Rows *r = <Rows *>argument
     cdef ptrdiff_t row
@@ -187,22 +289,23 @@ def head_loss_bfloat16(
     """As head_loss with products in bfloat16, over the weight in both layouts of panels; shapes: reference.py."""
     cdef ptrdiff_t tokens = x.shape[0], dim = x.shape[1], chunk = logits.shape[0], vocab = logits.shape[1]
     cdef ptrdiff_t half_dim = halved(dim), half_vocab = halved(vocab), start = 0, count, block, depth
-    cdef ptrdiff_t x_words = whole_lines(chunk * half_dim), d_words = whole_lines(halved(chunk) * vocab)
+    cdef ptrdiff_t x_words = whole_lines(chunk * half_dim), x_panels = panel_words(chunk, dim)
     cdef const float *logits_weight
     cdef const float *d_x_weight
-    cdef float *d_logits
     cdef float *scratch
-    cdef PairsTask x_pairs, d_pairs
+    cdef PairsTask x_pairs
     cdef GemmTask g
-    cdef Rows rows
+    cdef RowPairs pairs
     if tokens == 0 or vocab == 0:
         return
     logits_weight, d_x_weight = <const float *>&over_columns[0, 0, 0], <const float *>&over_rows[0, 0, 0]
-    d_logits = &logits[0, 0]
-    rows.vocab, rows.logits, rows.ignore_index, rows.scale = vocab, d_logits, ignore_index, scale
-    rows.out = NULL if d_x is None and d_weight is None else d_logits
+    pairs.rows.vocab, pairs.rows.logits, pairs.rows.ignore_index, pairs.rows.scale = vocab, &logits[0, 0], ignore_index, scale
+    pairs.rows.out = NULL
     with nogil:
-        scratch = <float *>pool_shared(sizeof(float) * (x_words + panel_words(chunk, dim) + d_words + chunk * half_vocab))
+        pairs.along_row, pairs.across_row = whole_lines(half_vocab), whole_lines(vocab)
+        scratch = <float *>pool_shared(
+            sizeof(float) * (x_words + x_panels + chunk * pairs.along_row + halved(chunk) * pairs.across_row)
+        )
         while start < tokens:
             count = min(chunk, tokens - start)
             x_pairs = pairs_task(&x[start, 0], dim, count, dim)
@@ -211,31 +314,32 @@ def head_loss_bfloat16(
                 x_pairs.over_rows = x_pairs.along + x_words
             make_pairs(&x_pairs)
             # logits = x W^T, for these tokens only
-            g = gemm_task(x_pairs.along, half_dim, 1, NULL, 1, 1, d_logits, count, vocab, half_dim, False)
+            g = gemm_task(x_pairs.along, half_dim, 1, NULL, 1, 1, &logits[0, 0], count, vocab, half_dim, False)
             g.pairs = True
             take_panels(&g, logits_weight, half_dim * PANEL_COLUMNS)
             gemm(&g)
-            # losses; d_logits takes the place of the logits
-            rows.rows, rows.targets, rows.losses = count, &targets[start], &losses[start]
-            run_rows(loss_block, &rows)
-            if rows.out != NULL:
-                d_pairs = pairs_task(d_logits, vocab, count, vocab)
-                d_pairs.across = scratch + x_words + panel_words(chunk, dim) if d_weight is not None else NULL
-                d_pairs.along = scratch + x_words + panel_words(chunk, dim) + d_words if d_x is not None else NULL
-                make_pairs(&d_pairs)
+            # losses and d_logits
+            pairs.along = scratch + x_words + x_panels if d_x is not None else NULL
+            pairs.across = scratch + x_words + x_panels + chunk * pairs.along_row if d_weight is not None else NULL
+            pairs.rows.rows, pairs.rows.targets, pairs.rows.losses = count, &targets[start], &losses[start]
+            if pairs.across == NULL and pairs.along == NULL:
+                run_rows(loss_block, &pairs.rows)
+            else:
+                pairs.rows.task_rows = max(1, TASK_FLOATS // max(1, vocab))
+                pool_run(loss_pairs_block, &pairs, (count + 2 * pairs.rows.task_rows - 1) // (2 * pairs.rows.task_rows))
             # d_x = d_logits W, by blocks of the vocabulary
             if d_x is not None:
                 block = 0
                 while block < half_vocab:
                     depth = min(VOCAB_BLOCK, half_vocab - block)
-                    g = gemm_task(d_pairs.along + block, half_vocab, 1, NULL, 1, 1, &d_x[start, 0], count, dim, depth, block > 0)
+                    g = gemm_task(pairs.along + block, pairs.along_row, 1, NULL, 1, 1, &d_x[start, 0], count, dim, depth, block > 0)
                     g.pairs = True
                     take_panels(&g, d_x_weight + block * PANEL_COLUMNS, half_vocab * PANEL_COLUMNS)
                     gemm(&g)
                     block += depth
             # d_W += d_logits^T x
             if d_weight is not None:
-                g = gemm_task(d_pairs.across, 1, vocab, NULL, 1, 1, &d_weight[0, 0], vocab, dim, halved(count), True)
+                g = gemm_task(pairs.across, 1, pairs.across_row, NULL, 1, 1, &d_weight[0, 0], vocab, dim, halved(count), True)
                 g.pairs = True
                 take_panels(&g, x_pairs.over_rows, halved(count) * PANEL_COLUMNS)
                 gemm(&g)
