@@ -98,9 +98,11 @@ class Linear:
             pre_activation=pre_activation, rounded=self.rounded, dropout=dropout, seed=seed, out=out,
         )  # fmt: skip
 
-    def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray) -> np.ndarray:
-        """d_out: [tokens, out] -> d_x: [tokens, in]; the parameters' gradients are added."""
-        return linear_backward(d_out, x, self.weight, self.d_weight, self.d_bias, d_x=d_x, rounded=self.rounded)
+    def backward(self, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray, *, rewrite: bool) -> np.ndarray:
+        """d_out: [tokens, out] -> d_x: [tokens, in]; the parameters' gradients are added, the weight's (rewrite) written."""
+        return linear_backward(
+            d_out, x, self.weight, self.d_weight, self.d_bias, d_x=d_x, overwrite_d_weight=rewrite, rounded=self.rounded
+        )
 
 
 @dataclass(frozen=True)
@@ -182,19 +184,21 @@ class Layer:
         _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.middle, saved.feedforward_normed)
 
     def backward(
-        self, d_out: np.ndarray, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None
-    ) -> np.ndarray:
-        """d_out: [tokens, dim] of this layer's out -> d_x in the same memory; parameters' gradients are added."""
+        self, d_out: np.ndarray, x: np.ndarray, saved: LayerActivations, space: Workspace, seed: int | None, *,
+        rewrite: bool,
+    ) -> np.ndarray:  # fmt: skip
+        """d_out: [tokens, dim] of this layer's out -> d_x in the same memory; parameters' gradients are added, or (rewrite)
+        those of matrices written."""
         config, rate = self.config, self._rate(seed)
 
         d_branch = self._through_dropout(d_out, space, rate, self._seed(seed, FEEDFORWARD_BRANCH))
-        d_normed = self._feedforward_backward(d_branch, saved, space)
+        d_normed = self._feedforward_backward(d_branch, saved, space, rewrite)
         d_middle = self.feedforward_norm.backward(
             d_normed, saved.middle, saved.feedforward_norm_saved, d_out, space.d_middle
         )
 
         d_branch = self._through_dropout(d_middle, space, rate, self._seed(seed, ATTENTION_BRANCH))
-        d_attended = self.attention_output.backward(d_branch, saved.attended, space.d_branch)
+        d_attended = self.attention_output.backward(d_branch, saved.attended, space.d_branch, rewrite=rewrite)
         q, k, v = split_heads(saved.qkv, config, space.batch, space.time)
         d_q, d_k, d_v = split_heads(space.d_qkv, config, space.batch, space.time)
         attention_backward(
@@ -205,7 +209,7 @@ class Layer:
         )  # fmt: skip
         self.rotary.turn(d_k, inverse=True)
         self.rotary.turn(d_q, inverse=True)
-        d_normed = self.qkv.backward(space.d_qkv, saved.attention_normed, space.d_branch)
+        d_normed = self.qkv.backward(space.d_qkv, saved.attention_normed, space.d_branch, rewrite=rewrite)
         return self.attention_norm.backward(d_normed, x, saved.attention_norm_saved, d_middle, d_out)
 
     # ---- parts ----
@@ -221,7 +225,9 @@ class Layer:
             rounded=self._feedforward_rounded,
         )  # fmt: skip
 
-    def _feedforward_backward(self, d_out: np.ndarray, saved: LayerActivations, space: Workspace) -> np.ndarray:
+    def _feedforward_backward(
+        self, d_out: np.ndarray, saved: LayerActivations, space: Workspace, rewrite: bool
+    ) -> np.ndarray:
         w_gate, d_w_gate, d_b_gate = (
             (self.gate.weight, self.gate.d_weight, self.gate.d_bias) if self.gate else (None,) * 3
         )
@@ -230,6 +236,7 @@ class Layer:
             self.config.activation, w_gate=w_gate, d_w_up=self.up.d_weight, d_b_up=self.up.d_bias,
             d_w_down=self.down.d_weight, d_b_down=self.down.d_bias, d_w_gate=d_w_gate, d_b_gate=d_b_gate,
             d_x=space.d_branch, scratch=space.d_feedforward, rounded=self._feedforward_rounded,
+            overwrite_d_weights=rewrite,
         )  # fmt: skip
 
     def _through_dropout(self, d_out: np.ndarray, space: Workspace, rate: float, seed: int) -> np.ndarray:

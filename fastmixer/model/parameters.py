@@ -22,6 +22,9 @@ class Parameters:
     numbers between views that alignment needs are zero and stay zero. In bfloat16 training matrices also have rounded
     copies, parameters.rounded(name): who writes into data must call round() then (fm.AdamW writes both in one pass). The
     gradient of a table that is kept sparse is parameters.sparse(name), rows that occurred; its dense one stays zero.
+
+    Of matrices whose gradients each backward pass writes whole (keep_rewritten), an optimizer need not clear them: it sets
+    `stale`, and whoever asks for gradients then finds zeros. A view that was taken before may show what is left over.
     """
 
     def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: np.dtype | type = np.float32):
@@ -36,11 +39,13 @@ class Parameters:
             self._names.append(name)
             end = -(-(end + count) // ALIGNMENT) * ALIGNMENT
         self.data = aligned_zeros(end, dtype)
-        self.gradients_data = aligned_zeros(end, dtype)
+        self._gradients_data = aligned_zeros(end, dtype)
+        self.stale = False
         self._views = {name: self.data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
         self._rounded: dict[str, RoundedWeight] = {}
         self._sparse: dict[str, SparseRows | None] = {}
-        self._gradients = {name: self.gradients_data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
+        self._rewritten: tuple[str, ...] = ()
+        self._gradients = {name: self._gradients_data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
 
     @property
     def names(self) -> list[str]:
@@ -65,13 +70,31 @@ class Parameters:
         """The view of this name, None if there is none (a bias that the configuration leaves out)."""
         return self._views.get(name)
 
+    @property
+    def gradients_data(self) -> np.ndarray:
+        """All gradients: float [size]."""
+        if self.stale:
+            for name in self._rewritten:
+                self._gradients[name].fill(0)
+            self.stale = False
+        return self._gradients_data
+
     def gradient(self, name: str) -> np.ndarray:
         """The gradient of this name, a view that backward adds to."""
+        _ = self.gradients_data  # no longer stale
         return self._gradients[name]
 
     def get_gradient(self, name: str) -> np.ndarray | None:
         """The gradient of this name, None if there is none."""
-        return self._gradients.get(name)
+        return self.gradient(name) if name in self else None
+
+    def keep_rewritten(self, names: Iterable[str]) -> None:
+        """From now on backward passes that find `stale` set write these matrices' gradients whole and unset it."""
+        self._rewritten = tuple(names)
+
+    def is_rewritten(self, name: str | None) -> bool:
+        """Whether this matrix's gradient need not be cleared."""
+        return name in self._rewritten
 
     def keep_rounded(self, names: Iterable[str]) -> None:
         """From now on these matrices have copies in bfloat16."""
@@ -120,15 +143,16 @@ class Parameters:
         return segments
 
     def update_segments(self) -> list[tuple[int, int, bool, str | None]]:
-        """The flat buffer as an optimizer walks it: (start, stop, decayed, name). A matrix with rounded copies is a
-        segment of its own, without the gap after it, and has its name there; what lies between is cut where decay does.
+        """The flat buffer as an optimizer walks it: (start, stop, decayed, name). A matrix with rounded copies, or whose
+        gradient is rewritten, is a segment of its own, without the gap after it, and has its name there; what lies between
+        is cut where decay does.
         Tables whose gradients are made of rows are left out."""
         segments: list[tuple[int, int, bool, str | None]] = []
         for start, stop, decayed in self.decay_segments():
             first = bisect.bisect_left(self._starts, start)
             last = bisect.bisect_left(self._starts, stop)
             for name, begin in zip(self._names[first:last], self._starts[first:last], strict=True):
-                if name in self._rounded or name in self._sparse:
+                if name in self._rounded or name in self._sparse or name in self._rewritten:
                     if begin > start:
                         segments.append((start, begin, decayed, None))
                     start = begin + self._views[name].size
@@ -148,7 +172,8 @@ class Parameters:
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
-        self.gradients_data.fill(0)
+        self._gradients_data.fill(0)
+        self.stale = False
         self.clear_sparse()
 
     def clear_sparse(self) -> None:

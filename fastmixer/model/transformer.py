@@ -88,8 +88,9 @@ class Transformer:
             if config.tied_head:
                 raise ValueError("Transformer: sparse_embedding needs an untied head: a tied one moves every row")
             self.parameters.keep_sparse("embedding.weight")
+        linears = [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]
+        self.parameters.keep_rewritten([*linears, self._head_name])
         if self.precision == "bfloat16":
-            linears = [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]
             self.parameters.keep_rounded([*linears, self._head_name])
 
         rotary = Rotary(None, None)
@@ -102,6 +103,7 @@ class Transformer:
             self._position_table = sinusoidal_table(config.context, config.dim).astype(self.dtype)
         self._layers = [Layer(config, self.parameters, index, rotary) for index in range(config.layers)]
         self._final_norm = Norm.of(config, self.parameters, "final_norm")
+        self._d_head = self.parameters.gradient(self._head_name)
         self._workspace: Workspace | None = None
 
     # ---- training ----
@@ -123,19 +125,22 @@ class Transformer:
         seed = dropout_seed if self.config.dropout > 0 else None
 
         self._forward(ids, space, seed)
-        head, d_head = self.parameters[self._head_name], self.parameters.gradient(self._head_name)
-        d_normed = space.d_branch
+        head, d_normed, rewrite = self.parameters[self._head_name], space.d_branch, self.parameters.stale
         loss = head_loss(
             space.final_normed, head, targets.reshape(-1), ignore_index=IGNORE_INDEX, loss_scale=loss_scale,
-            d_x=d_normed, d_weight=d_head, logits=space.logits, rounded=self.parameters.rounded(self._head_name),
+            d_x=d_normed, d_weight=self._d_head, logits=space.logits, rounded=self.parameters.rounded(self._head_name),
+            overwrite_d_weight=rewrite,
         )  # fmt: skip
+        self.parameters.stale = False  # the layers below write theirs
 
         d_x = self._final_norm.backward(
             d_normed, self._last_stream(space), space.final_norm_saved, None, space.d_stream
         )
         for layer in reversed(self._layers):
             saved = self._activations(space, layer, seed)
-            d_x = layer.backward(d_x, self._stream_before(space, layer.index), saved, space, seed)
+            d_x = layer.backward(
+                d_x, self._stream_before(space, layer.index), saved, space, seed, rewrite=rewrite
+            )
         self._embed_backward(ids, d_x, seed)
         return loss
 

@@ -53,14 +53,16 @@ def _d_x(d_out: Any, weight: Any, pre: Any, multiplier: Any, d_x: Any, *rest: An
     return _linear("linear, d_x", 1)(len(d_out), d_x.shape[1], d_out.shape[1])
 
 
-def _d_weight(x: Any, d_out: Any, *rest: Any) -> Cost:
-    return _linear("linear, d_weight", 1, weight_bytes=2 * FLOAT)(len(x), x.shape[1], d_out.shape[1])
+def _d_weight(x: Any, d_out: Any, d_weight: Any, transpose: Any, accumulate: Any = True) -> Cost:
+    moved = (1 + bool(accumulate)) * FLOAT
+    return _linear("linear, d_weight", 1, weight_bytes=moved)(len(x), x.shape[1], d_out.shape[1])
 
 
 def _backward_bfloat16(
     d_out: Any, x: Any, weight: Any, pre: Any, multiplier: Any, d_x: Any, d_multiplier: Any, d_weight: Any, *rest: Any
 ) -> Cost:
-    rule = _linear("linear, d_x and d_weight", 1 if d_weight is None else 2, "bfloat16", 2 + 2 * FLOAT)
+    gradient = 0 if d_weight is None else 1 + bool(rest[-1])
+    rule = _linear("linear, d_x and d_weight", 1 if d_weight is None else 2, "bfloat16", 2 + gradient * FLOAT)
     return rule(len(d_out), d_x.shape[1], d_out.shape[1])
 
 
@@ -121,13 +123,18 @@ def _adamw(rounded: int) -> Callable[..., Cost]:
     return rule
 
 
-def _head(x: Any, vocab: int, d_x: Any, d_weight: Any, precision: str) -> Cost:
-    products = 1 + (d_x is not None) + (d_weight is not None)
-    weight = vocab * x.shape[1]
-    moved = weight * (FLOAT if precision == "float32" else 2) * (1 + (d_x is not None)) + 2 * FLOAT * weight * (
-        d_weight is not None
-    )
-    return Cost("head and loss", products * 2.0 * len(x) * weight, moved, precision)
+def _head(precision: str) -> Callable[..., Cost]:
+    """Of arguments that end in logits, losses, d_x, d_weight and whether d_weight is added to."""
+
+    def rule(x: Any, *rest: Any) -> Cost:
+        logits, _, d_x, d_weight, accumulate = rest[-5:]
+        products, weight = 1 + (d_x is not None) + (d_weight is not None), logits.shape[1] * x.shape[1]
+        moved = weight * (FLOAT if precision == "float32" else 2) * (1 + (d_x is not None))
+        if d_weight is not None:
+            moved += (1 + accumulate) * FLOAT * weight
+        return Cost("head and loss", products * 2.0 * len(x) * weight, moved, precision)
+
+    return rule
 
 
 _RULES: dict[tuple[str, str], Callable[..., Cost]] = {
@@ -164,15 +171,8 @@ _RULES: dict[tuple[str, str], Callable[..., Cost]] = {
     ("embedding", "adamw_rows"): lambda table, m, v, rows, values, *_: Cost(
         "AdamW", 0.0, 7.0 * FLOAT * values.size, stream="update"
     ),
-    ("cross_entropy", "head_loss"): lambda x, weight, targets, ignore, scale, logits, losses, d_x, d_weight: _head(
-        x, len(weight), d_x, d_weight, "float32"
-    ),
-    (
-        "cross_entropy",
-        "head_loss_bfloat16",
-    ): lambda x, over_columns, over_rows, targets, ignore, scale, logits, losses, d_x, d_weight: _head(
-        x, logits.shape[1], d_x, d_weight, "bfloat16"
-    ),
+    ("cross_entropy", "head_loss"): _head("float32"),
+    ("cross_entropy", "head_loss_bfloat16"): _head("bfloat16"),
     ("optimizer", "adamw"): _adamw(0),
     ("optimizer", "adamw_bfloat16"): _adamw(1),
     ("optimizer", "squared_norm"): _moved("gradients' norm", 1),

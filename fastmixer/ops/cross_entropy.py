@@ -26,15 +26,16 @@ def head_loss(
     chunk: int | None = None,
     logits: np.ndarray | None = None,
     rounded: RoundedWeight | None = None,
+    overwrite_d_weight: bool = False,
 ) -> float:
     """Mean of the cross-entropy of softmax(x weight^T) against targets, over the targets that count, in nats.
 
     x: float32 [tokens, dim]; weight: float32 [vocab, dim]; targets: integer [tokens], each in 0..vocab-1 or equal to
     ignore_index (which adds nothing to loss and gradients). Where given, d_x: float32 [tokens, dim] is overwritten
-    with, and d_weight: float32 [vocab, dim] is increased by, the gradient of loss_scale * loss (the loss that is
-    returned is not scaled). Never are there more than chunk * vocab logits; logits: float32 [rows, vocab] is memory for
-    them, its rows then the chunk (a caller of many steps saves the system clearing it each time). With rounded
-    (of weight) the products are those of x, weight and the logits' gradient rounded to bfloat16.
+    with, and d_weight: float32 [vocab, dim] is increased by (with overwrite_d_weight: overwritten with), the gradient of
+    loss_scale * loss (the loss that is returned is not scaled). Never are there more than chunk * vocab logits; logits:
+    float32 [rows, vocab] is memory for them, its rows then the chunk (a caller of many steps saves the system clearing it
+    each time). With rounded (of weight) the products are those of x, weight and the logits' gradient rounded to bfloat16.
 
     Raises TypeError and ValueError for wrong arrays and numbers, IndexError for a target out of range, ValueError if
     no target counts.
@@ -59,7 +60,8 @@ def head_loss(
         raise ValueError(f"head_loss: logits must have at least one row; got {logits.shape}")
     losses = np.empty(len(x), x.dtype)
     scale = float(loss_scale) / counted
-    kernel, rest = kernels("cross_entropy"), (targets, ignore_index, scale, logits, losses, d_x, d_weight)
+    kernel = kernels("cross_entropy")
+    rest = (targets, ignore_index, scale, logits, losses, d_x, d_weight, not overwrite_d_weight)
     if rounded is None:
         kernel.head_loss(x, weight, *rest)
     else:

@@ -157,8 +157,10 @@ def feedforward_backward(
     d_x: np.ndarray | None = None,
     scratch: FeedForwardSaved | None = None,
     rounded: FeedForwardRounded | None = None,
+    overwrite_d_weights: bool = False,
 ) -> np.ndarray:
-    """d_x, and the parameters' gradients added to those that are given; the residual's gradient is d_out itself.
+    """d_x, and the parameters' gradients added to those that are given (with overwrite_d_weights the old content of
+    d_w_up, d_w_down, d_w_gate is lost); the residual's gradient is d_out itself.
 
     d_out, x, d_x: float32 [..., dim]; weights and biases, and the d_ of each: as in feedforward; saved: of the forward
     call; scratch: arrays as in saved whose content is lost (up and gate_pre receive their gradients; hidden is not
@@ -197,10 +199,10 @@ def feedforward_backward(
     operands = (gate_pre, up, hidden, d_gate_pre, d_up, as_rows(d_x), *(value for value, _ in gradients.values()))
     if rounded is None:
         kernel = kernels("feedforward").feedforward_backward
-        kernel(as_rows(d_out), as_rows(x), w_gate, w_up, w_down, code, *operands)
+        kernel(as_rows(d_out), as_rows(x), w_gate, w_up, w_down, code, *operands, not overwrite_d_weights)
     else:
         _check_rounded("feedforward_backward", rounded, w_up, w_down, w_gate)
-        _backward_bfloat16(rounded, as_rows(d_out), as_rows(x), code, *operands)
+        _backward_bfloat16(rounded, not overwrite_d_weights, as_rows(d_out), as_rows(x), code, *operands)
     return d_x
 
 
@@ -234,20 +236,22 @@ def _forward_bfloat16(
 
 
 def _backward_bfloat16(
-    rounded: FeedForwardRounded, d_out: Any, x: Any, code: int, gate_pre: Any, up: Any, hidden: Any, d_gate_pre: Any,
+    rounded: FeedForwardRounded, add: bool, d_out: Any, x: Any, code: int, gate_pre: Any, up: Any, hidden: Any, d_gate_pre: Any,
     d_up: Any, d_x: Any, d_w_gate: Any, d_b_gate: Any, d_w_up: Any, d_b_up: Any, d_w_down: Any, d_b_down: Any,
 ) -> None:  # fmt: skip
     kernel = kernels("matmul")
     backward = kernel.linear_backward_bfloat16
     # 2. down, and the bend
     if rounded.gate is None:
-        backward(d_out, hidden, rounded.down.over_columns, up, None, d_up, None, d_w_down, False, code, False)
+        backward(d_out, hidden, rounded.down.over_columns, up, None, d_up, None, d_w_down, False, code, False, add)
     else:
-        backward(d_out, hidden, rounded.down.over_columns, gate_pre, up, d_gate_pre, d_up, d_w_down, False, code, False)
+        backward(
+            d_out, hidden, rounded.down.over_columns, gate_pre, up, d_gate_pre, d_up, d_w_down, False, code, False, add
+        )
     # 1. up
-    backward(d_up, x, rounded.up.over_columns, None, None, d_x, None, d_w_up, False, 0, False)
+    backward(d_up, x, rounded.up.over_columns, None, None, d_x, None, d_w_up, False, 0, False, add)
     if rounded.gate is not None:
-        backward(d_gate_pre, x, rounded.gate.over_columns, None, None, d_x, None, d_w_gate, False, 0, True)
+        backward(d_gate_pre, x, rounded.gate.over_columns, None, None, d_x, None, d_w_gate, False, 0, True, add)
     for d_rows, d_bias in ((d_out, d_b_down), (d_up, d_b_up), (d_gate_pre, d_b_gate)):
         if d_bias is not None:
             kernel.linear_backward_bias(d_rows, d_bias)

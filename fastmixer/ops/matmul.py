@@ -103,9 +103,11 @@ def linear_backward(
     d_x: np.ndarray | None = None,
     d_multiplier: np.ndarray | None = None,
     accumulate: bool = False,
+    overwrite_d_weight: bool = False,
     rounded: RoundedWeight | None = None,
 ) -> np.ndarray:
-    """The gradients of out = x W + bias: d_weight and d_bias have theirs added, d_x = d_out W^T is returned.
+    """The gradients of out = x W + bias: d_weight and d_bias have theirs added (with overwrite_d_weight
+    d_weight's old content is lost), d_x = d_out W^T is returned.
 
     pre_activation (and multiplier) say how x was made: x = act(pre_activation) * multiplier. Then d_x is the gradient
     of pre_activation, d_h * multiplier * act'(pre_activation), and d_multiplier = d_h * act(pre_activation), where
@@ -152,11 +154,11 @@ def linear_backward(
         kernel.linear_backward_bfloat16(
             d_out_rows, as_rows(x), rounded.over_rows if transpose_weight else rounded.over_columns, as_rows(pre_activation),
             as_rows(multiplier), as_rows(d_x), as_rows(d_multiplier), d_weight, bool(transpose_weight), code,
-            bool(accumulate),
+            bool(accumulate), not overwrite_d_weight,
         )  # fmt: skip
         return d_x
     if d_weight is not None:
-        kernel.linear_backward_weight(as_rows(x), d_out_rows, d_weight, bool(transpose_weight))
+        kernel.linear_backward_weight(as_rows(x), d_out_rows, d_weight, bool(transpose_weight), not overwrite_d_weight)
     kernel.linear_backward_input(
         d_out_rows, weight, as_rows(pre_activation), as_rows(multiplier), as_rows(d_x), as_rows(d_multiplier),
         bool(transpose_weight), code, bool(accumulate),

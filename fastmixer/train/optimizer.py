@@ -1,4 +1,5 @@
-"""AdamW over the flat buffers: one norm, then one pass that clips, decays, updates and zeroes the gradients.
+"""AdamW over the flat buffers: one norm, then one pass that clips, decays, updates and zeroes gradients (where backward
+does not write them whole: Parameters.stale).
 
 Knows nothing of schedules or steps of a run.
 """
@@ -57,12 +58,13 @@ class AdamW:
         scale = min(1.0, self.clip_norm / norm) if self.clip_norm is not None and norm > 0 else 1.0
         self.step_count += 1
         for start, stop, decayed, name in self._segments:
-            shape = -1 if name is None else parameters[name].shape
+            rounded = None if name is None else parameters.rounded(name)
+            shape = -1 if name is None or rounded is None else parameters[name].shape
             adamw_step(
                 *(flat[start:stop].reshape(shape) for flat in (parameters.data, self.m, self.v, gradients)),
                 learning_rate=rate, beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
                 weight_decay=self.weight_decay if decayed else 0.0, step=self.step_count, gradient_scale=scale,
-                zero_gradient=True, rounded=None if name is None else parameters.rounded(name),
+                zero_gradient=not parameters.is_rewritten(name), rounded=rounded,
             )  # fmt: skip
         for name, rows in sparse.items():
             start = parameters.start(name)
@@ -74,6 +76,7 @@ class AdamW:
                 weight_decay=self.weight_decay,
             )  # fmt: skip
         parameters.clear_sparse()
+        parameters.stale = True
         return norm
 
     def _norm(self, sparse: dict[str, SparseRows]) -> float:

@@ -15,7 +15,7 @@ TASK_FLOATS = 16384  # logits a task: small vocabularies take many rows at a tim
 SUM_BLOCK = 1024  # columns summed in float32 before they join the row's float64 total
 
 
-def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight, accumulate=True):
     """The loss of every token against its target, and the gradients of scale * sum(losses); shapes: reference.py."""
     tokens, chunk = len(x), len(logits)
     for start in range(0, tokens, chunk):
@@ -26,14 +26,16 @@ def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_we
         # losses; d_logits takes the place of the logits
         d_logits = None if d_x is None and d_weight is None else chunk_logits
         cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
-        # d_x = d_logits W; d_W += d_logits^T x
+        # d_x = d_logits W; d_W = (d_W +) d_logits^T x
         if d_x is not None:
             matmul(d_logits, weight, d_x[start:stop], False, False, False)
         if d_weight is not None:
-            matmul(d_logits, x_chunk, d_weight, True, False, True)
+            matmul(d_logits, x_chunk, d_weight, True, False, accumulate or start > 0)
 
 
-def head_loss_bfloat16(x, over_columns, over_rows, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+def head_loss_bfloat16(
+    x, over_columns, over_rows, targets, ignore_index, scale, logits, losses, d_x, d_weight, accumulate=True
+):  # fmt: skip
     """As head_loss with products in bfloat16: numbers are rounded, and multiplied in float32; shapes: reference.py."""
     tokens, chunk = len(x), len(logits)
     weight = np.ascontiguousarray(from_panels(over_columns, x.shape[1], logits.shape[1]).T)
@@ -45,13 +47,13 @@ def head_loss_bfloat16(x, over_columns, over_rows, targets, ignore_index, scale,
         # losses; d_logits takes the place of the logits
         d_logits = None if d_x is None and d_weight is None else chunk_logits
         cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
-        # d_x = d_logits W; d_W += d_logits^T x
+        # d_x = d_logits W; d_W = (d_W +) d_logits^T x
         if d_logits is not None:
             d_logits = round_bfloat16(d_logits)
         if d_x is not None:
             matmul(d_logits, weight, d_x[start:stop], False, False, False)
         if d_weight is not None:
-            matmul(d_logits, x_chunk, d_weight, True, False, True)
+            matmul(d_logits, x_chunk, d_weight, True, False, accumulate or start > 0)
 
 
 def cross_entropy_rows(logits, targets, ignore_index, scale, losses, d_logits):

@@ -10,6 +10,7 @@ def head_loss(
     losses: np.ndarray,
     d_x: np.ndarray | None,
     d_weight: np.ndarray | None,
+    accumulate: bool = ...,
 ) -> None: ...
 def cross_entropy_rows(
     logits: np.ndarray,
@@ -31,4 +32,5 @@ def head_loss_bfloat16(
     losses: np.ndarray,
     d_x: np.ndarray | None,
     d_weight: np.ndarray | None,
+    accumulate: bool = ...,
 ) -> None: ...

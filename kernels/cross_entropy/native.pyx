@@ -237,7 +237,7 @@ cdef int run_rows(pool_task block, Rows *rows) except -1 nogil:
 
 def head_loss(
     const float[:, ::1] x, const float[:, ::1] weight, const int64_t[::1] targets, int64_t ignore_index, double scale,
-    float[:, ::1] logits, float[::1] losses, float[:, ::1] d_x, float[:, ::1] d_weight,
+    float[:, ::1] logits, float[::1] losses, float[:, ::1] d_x, float[:, ::1] d_weight, bint accumulate=True,
 ):
     """The loss of every token against its target, and the gradients of scale * sum(losses); shapes: reference.py."""
     cdef ptrdiff_t tokens = x.shape[0], dim = x.shape[1], vocab = weight.shape[0], chunk = logits.shape[0]
@@ -274,9 +274,9 @@ def head_loss(
                     )
                     gemm(&g)
                     block += depth
-            # d_W += d_logits^T x
+            # d_W = (d_W +) d_logits^T x
             if d_weight is not None:
-                g = gemm_task(d_logits, 1, vocab, x_chunk, dim, 1, &d_weight[0, 0], vocab, dim, count, True)
+                g = gemm_task(d_logits, 1, vocab, x_chunk, dim, 1, &d_weight[0, 0], vocab, dim, count, accumulate or start > 0)
                 gemm(&g)
             start += count
 
@@ -284,7 +284,7 @@ def head_loss(
 def head_loss_bfloat16(
     const float[:, ::1] x, const uint32_t[:, :, ::1] over_columns, const uint32_t[:, :, ::1] over_rows,
     const int64_t[::1] targets, int64_t ignore_index, double scale, float[:, ::1] logits, float[::1] losses, float[:, ::1] d_x,
-    float[:, ::1] d_weight,
+    float[:, ::1] d_weight, bint accumulate=True,
 ):
     """As head_loss with products in bfloat16, over the weight in both layouts of panels; shapes: reference.py."""
     cdef ptrdiff_t tokens = x.shape[0], dim = x.shape[1], chunk = logits.shape[0], vocab = logits.shape[1]
@@ -337,9 +337,9 @@ def head_loss_bfloat16(
                     take_panels(&g, d_x_weight + block * PANEL_COLUMNS, half_vocab * PANEL_COLUMNS)
                     gemm(&g)
                     block += depth
-            # d_W += d_logits^T x
+            # d_W = (d_W +) d_logits^T x
             if d_weight is not None:
-                g = gemm_task(pairs.across, 1, pairs.across_row, NULL, 1, 1, &d_weight[0, 0], vocab, dim, halved(count), True)
+                g = gemm_task(pairs.across, 1, pairs.across_row, NULL, 1, 1, &d_weight[0, 0], vocab, dim, halved(count), accumulate or start > 0)
                 g.pairs = True
                 take_panels(&g, x_pairs.over_rows, halved(count) * PANEL_COLUMNS)
                 gemm(&g)

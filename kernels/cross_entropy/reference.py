@@ -8,13 +8,13 @@ import numpy as np
 from fastmixer.kernels.bfloat16 import from_panels, round_bfloat16
 
 
-def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_weight, accumulate=True):
     """The loss of every token against its target, and the gradients of scale * sum(losses).
 
     x: float32 [tokens, dim]; weight: float32 [vocab, dim]; targets: int64 [tokens], ignore_index or 0..vocab-1;
     scale: what d loss is worth (1 / counted targets, times a loss scale); logits: scratch [chunk, vocab], whose rows
     set how many tokens are worked on at a time; losses: [tokens], 0 where ignored;
-    d_x: [tokens, dim] (=) or None; d_weight: [vocab, dim] (+=) or None.
+    d_x: [tokens, dim] (=) or None; d_weight: [vocab, dim] (+=, or = unless accumulate) or None.
     """
     tokens, chunk = len(x), len(logits)
     for start in range(0, tokens, chunk):
@@ -25,14 +25,17 @@ def head_loss(x, weight, targets, ignore_index, scale, logits, losses, d_x, d_we
         # losses; d_logits takes the place of the logits
         d_logits = None if d_x is None and d_weight is None else chunk_logits
         cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
-        # d_x = d_logits W; d_W += d_logits^T x
+        # d_x = d_logits W; d_W = (d_W +) d_logits^T x
         if d_x is not None:
             np.matmul(d_logits, weight, out=d_x[start:stop])
         if d_weight is not None:
-            d_weight += d_logits.T @ x_chunk
+            product = d_logits.T @ x_chunk
+            d_weight[...] = d_weight + product if accumulate or start else product
 
 
-def head_loss_bfloat16(x, over_columns, over_rows, targets, ignore_index, scale, logits, losses, d_x, d_weight):
+def head_loss_bfloat16(
+    x, over_columns, over_rows, targets, ignore_index, scale, logits, losses, d_x, d_weight, accumulate=True
+):  # fmt: skip
     """As head_loss with products in bfloat16. The weight comes rounded in both layouts of panels (kernels/bfloat16.py):
     over_columns: uint32 [ceil(vocab / 48), ceil(dim / 2), 48] for the logits, over_rows: uint32
     [ceil(dim / 48), ceil(vocab / 2), 48] for d_x; x and d_logits are rounded here."""
@@ -46,13 +49,14 @@ def head_loss_bfloat16(x, over_columns, over_rows, targets, ignore_index, scale,
         # losses; d_logits takes the place of the logits
         d_logits = None if d_x is None and d_weight is None else chunk_logits
         cross_entropy_rows(chunk_logits, targets[start:stop], ignore_index, scale, losses[start:stop], d_logits)
-        # d_x = d_logits W; d_W += d_logits^T x
+        # d_x = d_logits W; d_W = (d_W +) d_logits^T x
         if d_logits is not None:
             d_logits = _rounded(d_logits)
         if d_x is not None:
             np.matmul(d_logits, weight, out=d_x[start:stop])
         if d_weight is not None:
-            d_weight += d_logits.T @ x_chunk
+            product = d_logits.T @ x_chunk
+            d_weight[...] = d_weight + product if accumulate or start else product
 
 
 def _rounded(x):

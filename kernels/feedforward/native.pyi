@@ -36,4 +36,5 @@ def feedforward_backward(
     d_b_up: np.ndarray | None,
     d_w_down: np.ndarray | None,
     d_b_down: np.ndarray | None,
+    accumulate_weights: bool = ...,
 ) -> None: ...

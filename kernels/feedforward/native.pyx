@@ -69,9 +69,10 @@ def feedforward_backward(
     const float[:, ::1] w_down, int activation, const float[:, ::1] gate_pre, const float[:, ::1] up,
     const float[:, ::1] hidden, float[:, ::1] d_gate_pre, float[:, ::1] d_up, float[:, ::1] d_x,
     float[:, ::1] d_w_gate, float[::1] d_b_gate, float[:, ::1] d_w_up, float[::1] d_b_up, float[:, ::1] d_w_down,
-    float[::1] d_b_down,
+    float[::1] d_b_down, bint accumulate_weights=True,
 ):
-    """d_x, d_up, d_gate_pre are overwritten, the parameters' gradients (each may be None) are added to."""
+    """d_x, d_up, d_gate_pre are overwritten, the parameters' gradients (each may be None) are added to, those of weights
+    only with accumulate_weights."""
     cdef Sizes s
     s.tokens, s.dim, s.hidden = x.shape[0], x.shape[1], w_up.shape[1]
     cdef bint gated = w_gate is not None
@@ -100,21 +101,21 @@ def feedforward_backward(
     cdef float *d_b_gate_data = target(d_b_gate)
     cdef const float *hidden_data = matrix(hidden)
     with nogil:
-        add_gradients(hidden_data, down.a, d_w_down_data, d_b_down_data, s.tokens, s.hidden, s.dim)
+        add_gradients(hidden_data, down.a, d_w_down_data, d_b_down_data, s.tokens, s.hidden, s.dim, accumulate_weights)
         gemm(&down)
-        add_gradients(x_data, first.a, d_w_up_data, d_b_up_data, s.tokens, s.dim, s.hidden)
+        add_gradients(x_data, first.a, d_w_up_data, d_b_up_data, s.tokens, s.dim, s.hidden, accumulate_weights)
         gemm(&first)
         if gated:
-            add_gradients(x_data, gate.a, d_w_gate_data, d_b_gate_data, s.tokens, s.dim, s.hidden)
+            add_gradients(x_data, gate.a, d_w_gate_data, d_b_gate_data, s.tokens, s.dim, s.hidden, accumulate_weights)
             gemm(&gate)
 
 
 cdef int add_gradients(
     const float *x, const float *d_out, float *d_weight, float *d_bias, ptrdiff_t tokens, ptrdiff_t inputs,
-    ptrdiff_t outputs,
+    ptrdiff_t outputs, bint accumulate,
 ) except -1 nogil:
     if d_weight != NULL:
-        add_weight_gradient(x, d_out, d_weight, False, tokens, inputs, outputs)
+        add_weight_gradient(x, d_out, d_weight, False, tokens, inputs, outputs, accumulate)
     if d_bias != NULL:
         add_bias_gradient(d_out, d_bias, tokens, outputs)
     return 0

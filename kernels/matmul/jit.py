@@ -292,12 +292,12 @@ def linear_backward_input(
     )  # fmt: skip
 
 
-def linear_backward_weight(x, d_out, d_weight, transpose_weight):
-    """d_weight += x^T d_out, or its transpose if transpose_weight."""
+def linear_backward_weight(x, d_out, d_weight, transpose_weight, accumulate=True):
+    """d_weight = (d_weight +) x^T d_out, or its transpose if transpose_weight."""
     if transpose_weight:
-        matmul(d_out, x, d_weight, True, False, True)
+        matmul(d_out, x, d_weight, True, False, accumulate)
     else:
-        matmul(x, d_out, d_weight, True, False, True)
+        matmul(x, d_out, d_weight, True, False, accumulate)
 
 
 @compiled
@@ -382,14 +382,15 @@ def linear_forward_bfloat16(
 
 
 def linear_backward_bfloat16(
-    d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate
+    d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate,
+    accumulate_weight=True,
 ):  # fmt: skip
     """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: uint32
     [ceil(in / 48), ceil(out / 2), 48], panels over what is summed."""
     d_out, weight = round_bfloat16(d_out), from_panels(weight, d_out.shape[1], d_x.shape[1])
     if d_weight is not None:
         # tokens are added up two by two
-        linear_backward_weight(round_bfloat16(x), d_out, d_weight, transpose_weight)
+        linear_backward_weight(round_bfloat16(x), d_out, d_weight, transpose_weight, accumulate_weight)
     linear_backward_input(
         d_out, weight, pre_activation, multiplier, d_x, d_multiplier, True, activation, accumulate
     )  # fmt: skip

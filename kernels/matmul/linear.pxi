@@ -38,19 +38,19 @@ cdef inline GemmTask input_gradient_task(
 
 cdef inline GemmTask weight_gradient_task(
     const float *x, const float *d_out, float *d_weight, bint transpose_weight,
-    ptrdiff_t tokens, ptrdiff_t inputs, ptrdiff_t outputs,
+    ptrdiff_t tokens, ptrdiff_t inputs, ptrdiff_t outputs, bint accumulate,
 ) noexcept nogil:
-    """d_W += x^T d_out, or its transpose d_out^T x."""
+    """d_W = (d_W +) x^T d_out, or its transpose d_out^T x."""
     if transpose_weight:
-        return gemm_task(d_out, 1, outputs, x, inputs, 1, d_weight, outputs, inputs, tokens, True)
-    return gemm_task(x, 1, inputs, d_out, outputs, 1, d_weight, inputs, outputs, tokens, True)
+        return gemm_task(d_out, 1, outputs, x, inputs, 1, d_weight, outputs, inputs, tokens, accumulate)
+    return gemm_task(x, 1, inputs, d_out, outputs, 1, d_weight, inputs, outputs, tokens, accumulate)
 
 
 cdef inline int add_weight_gradient(
     const float *x, const float *d_out, float *d_weight, bint transpose_weight,
-    ptrdiff_t tokens, ptrdiff_t inputs, ptrdiff_t outputs,
+    ptrdiff_t tokens, ptrdiff_t inputs, ptrdiff_t outputs, bint accumulate,
 ) except -1 nogil:
-    cdef GemmTask g = weight_gradient_task(x, d_out, d_weight, transpose_weight, tokens, inputs, outputs)
+    cdef GemmTask g = weight_gradient_task(x, d_out, d_weight, transpose_weight, tokens, inputs, outputs, accumulate)
     return gemm(&g)
 
 

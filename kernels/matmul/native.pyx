@@ -56,11 +56,11 @@ def linear_backward_input(const float[:, ::1] d_out, const float[:, ::1] weight,
 
 
 def linear_backward_weight(const float[:, ::1] x, const float[:, ::1] d_out, float[:, ::1] d_weight,
-                           bint transpose_weight):
-    """d_weight += x^T d_out, or its transpose if transpose_weight."""
+                           bint transpose_weight, bint accumulate=True):
+    """d_weight = (d_weight +) x^T d_out, or its transpose if transpose_weight."""
     with nogil:
         add_weight_gradient(
-            &x[0, 0], &d_out[0, 0], &d_weight[0, 0], transpose_weight, x.shape[0], x.shape[1], d_out.shape[1]
+            &x[0, 0], &d_out[0, 0], &d_weight[0, 0], transpose_weight, x.shape[0], x.shape[1], d_out.shape[1], accumulate
         )
 
 
@@ -143,7 +143,7 @@ def linear_forward_bfloat16(const float[:, ::1] x, const uint32_t[:, :, ::1] wei
 def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, const uint32_t[:, :, ::1] weight,
                              const float[:, ::1] pre_activation, const float[:, ::1] multiplier, float[:, ::1] d_x,
                              float[:, ::1] d_multiplier, float[:, ::1] d_weight, bint transpose_weight, int activation,
-                             bint accumulate):
+                             bint accumulate, bint accumulate_weight=True):
     """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: uint32
     [ceil(in / 48), ceil(out / 2), 48], panels over what is summed."""
     cdef ptrdiff_t tokens = d_out.shape[0], outputs = d_out.shape[1], inputs = d_x.shape[1]
@@ -153,13 +153,14 @@ def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, c
     cdef GemmTask g = gemm_task(NULL, half, 1, NULL, 1, 1, &d_x[0, 0], tokens, inputs, half, accumulate)
     cdef GemmTask dw
     cdef ptrdiff_t along_words = whole_lines(tokens * half), d_out_words = 0, x_words = 0
-    if d_weight is not None:  # x^T d_out, or d_out^T x: tokens are added up two by two
+    cdef bint wants_weight = d_weight is not None
+    if wants_weight:  # x^T d_out, or d_out^T x: tokens are added up two by two
         x_pairs = pairs_task(&x[0, 0], inputs, tokens, inputs)
         d_out_words = whole_lines(half_tokens * outputs) if transpose_weight else panel_words(tokens, outputs)
         x_words = panel_words(tokens, inputs) if transpose_weight else half_tokens * inputs
         dw = gemm_task(
             NULL, 1, outputs if transpose_weight else inputs, NULL, 1, 1, &d_weight[0, 0], d_weight.shape[0], d_weight.shape[1],
-            half_tokens, True,
+            half_tokens, accumulate_weight,
         )
         dw.pairs = True
     g.pairs, g.activation = True, activation
@@ -171,18 +172,18 @@ def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, c
     with nogil:
         d_out_along = <float *>pool_shared(sizeof(float) * (along_words + d_out_words + x_words))
         d_out_pairs.along = d_out_along
-        if x_words and transpose_weight:
+        if wants_weight and transpose_weight:
             d_out_pairs.across = d_out_along + along_words
             x_pairs.over_rows = d_out_pairs.across + d_out_words
             dw.a = d_out_pairs.across
             take_panels(&dw, x_pairs.over_rows, half_tokens * PANEL_COLUMNS)
-        elif x_words:
+        elif wants_weight:
             d_out_pairs.over_rows = d_out_along + along_words
             x_pairs.across = d_out_pairs.over_rows + d_out_words
             dw.a = x_pairs.across
             take_panels(&dw, d_out_pairs.over_rows, half_tokens * PANEL_COLUMNS)
         make_pairs(&d_out_pairs)
-        if x_words:
+        if wants_weight:
             make_pairs(&x_pairs)
             gemm(&dw)
         g.a = d_out_along

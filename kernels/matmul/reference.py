@@ -55,9 +55,10 @@ def linear_backward_input(
             d_x *= multiplier
 
 
-def linear_backward_weight(x, d_out, d_weight, transpose_weight):
-    """d_weight += x^T d_out [in, out], or its transpose [out, in] if transpose_weight."""
-    d_weight += d_out.T @ x if transpose_weight else x.T @ d_out
+def linear_backward_weight(x, d_out, d_weight, transpose_weight, accumulate=True):
+    """d_weight = (d_weight +) x^T d_out [in, out], or its transpose [out, in] if transpose_weight."""
+    product = d_out.T @ x if transpose_weight else x.T @ d_out
+    d_weight[...] = d_weight + product if accumulate else product
 
 
 def linear_backward_bias(d_out, d_bias):
@@ -102,14 +103,15 @@ def linear_forward_bfloat16(
 
 
 def linear_backward_bfloat16(
-    d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate
+    d_out, x, weight, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose_weight, activation, accumulate,
+    accumulate_weight=True,
 ):  # fmt: skip
     """As linear_backward_weight (unless d_weight is None) and linear_backward_input, over weight: uint32
     [ceil(in / 48), ceil(out / 2), 48], panels over what is summed."""
     d_out, weight = _rounded(d_out), from_panels(weight, d_out.shape[1], d_x.shape[1])
     if d_weight is not None:
         # tokens are added up two by two
-        linear_backward_weight(_rounded(x), d_out, d_weight, transpose_weight)
+        linear_backward_weight(_rounded(x), d_out, d_weight, transpose_weight, accumulate_weight)
     linear_backward_input(
         d_out, weight.astype(d_out.dtype), pre_activation, multiplier, d_x, d_multiplier, True, activation, accumulate
     )  # fmt: skip

@@ -45,6 +45,22 @@ def test_matrices_decay_and_vectors_do_not():
         assert {parameters.decayed(name) for name in inside} == {decayed}
 
 
+def test_stale_gradients_count_as_zero():
+    parameters = Parameters(SHAPES)
+    parameters.keep_rewritten(["a.weight", "d.weight"])
+    view = parameters.gradient("a.weight")
+    parameters.gradients_data[:] = 1
+    parameters.stale = True
+    assert (view == 1).all(), "nothing is cleared before somebody asks"
+    assert not parameters.gradient("a.weight").any() and not parameters.stale
+    assert not view.any() and not parameters.gradient("d.weight").any() and (parameters.gradient("c.weight") == 1).all()
+    parameters.stale = True
+    parameters.gradient("d.weight")[:] = 2
+    assert (parameters.gradients_data[-16:] == 2).all(), "what is added after asking stays"
+    names = [name for *_, name in parameters.update_segments()]
+    assert names.count("a.weight") == names.count("d.weight") == 1 and "c.weight" not in names
+
+
 def test_absent_names():
     parameters = Parameters(parameter_shapes(ModelConfig.preset("llama-tiny")))
     assert parameters.get("positions.weight") is None and parameters.get_gradient("final_norm.bias") is None
