@@ -237,7 +237,8 @@ def _forward_bfloat16(
 
 def _backward_bfloat16(
     rounded: FeedForwardRounded, add: bool, d_out: Any, x: Any, code: int, gate_pre: Any, up: Any, hidden: Any,
-    d_gate_pre: Any, d_up: Any, d_x: Any, d_w_gate: Any, d_b_gate: Any, d_w_up: Any, d_b_up: Any, d_w_down: Any, d_b_down: Any,
+    d_gate_pre: Any, d_up: Any, d_x: Any, d_w_gate: Any, d_b_gate: Any, d_w_up: Any, d_b_up: Any, d_w_down: Any,
+    d_b_down: Any,
 ) -> None:  # fmt: skip
     kernel = kernels("matmul")
     backward = kernel.linear_backward_bfloat16

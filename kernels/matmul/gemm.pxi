@@ -112,7 +112,6 @@ cdef struct GemmTask:
     float *d_multiplier  # [m, n] or NULL
     # set by gemm
     ptrdiff_t row_block, k_block, column_panels, column_tasks, tasks
-    ptrdiff_t tile_rows
     bint pack_a
     int threads
     bint plain
@@ -148,13 +147,12 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
     # units take 12 cycles for a k, is 1.2-1.6 times as fast for it; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
     g.pack_a = g.a_k != 1  # and a_row is 1
-    g.tile_rows = TILE_ROWS
     if AMX and g.pairs and g.k > 0:
         return gemm_by_tiles(g)
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
     most = PACKED_ROWS if g.pack_a else ROW_BLOCK
     row_blocks = (g.m + most - 1) // most
-    g.row_block = ((g.m + row_blocks - 1) // row_blocks + g.tile_rows - 1) // g.tile_rows * g.tile_rows
+    g.row_block = ((g.m + row_blocks - 1) // row_blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     row_blocks = (g.m + g.row_block - 1) // g.row_block
     g.k_block = even_k_block(g.k)
     g.column_panels = max(
@@ -191,9 +189,9 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t rows = min(g.row_block, g.m - row_start)
     cdef ptrdiff_t first_column = task % g.column_tasks * g.column_panels * TILE_COLUMNS
     cdef ptrdiff_t last_column = min(g.n, first_column + g.column_panels * TILE_COLUMNS)
-    cdef ptrdiff_t tiles = (rows + g.tile_rows - 1) // g.tile_rows
+    cdef ptrdiff_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
     cdef float *group_buffer = <float *>pool_scratch(
-        sizeof(float) * K_BLOCK * (GROUP_COLUMNS + (tiles * g.tile_rows if g.pack_a else 0))
+        sizeof(float) * K_BLOCK * (GROUP_COLUMNS + (tiles * TILE_ROWS if g.pack_a else 0))
     )
     cdef float *a_buffer = group_buffer + K_BLOCK * GROUP_COLUMNS
     cdef const float *group_data
@@ -233,8 +231,8 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                         prefetch_slice(
                             g, 0, (task + g.threads) % g.column_tasks * g.column_panels * TILE_COLUMNS, tile, tiles
                         )
-                a_tile = a_buffer + tile * depth * g.tile_rows if g.pack_a else NULL
-                row = row_start + tile * g.tile_rows
+                a_tile = a_buffer + tile * depth * TILE_ROWS if g.pack_a else NULL
+                row = row_start + tile * TILE_ROWS
                 column = group
                 while column < group_end:
                     if first_packs and tile == 0:
@@ -244,7 +242,7 @@ cdef void gemm_block(void *argument, ptrdiff_t task) noexcept nogil:
                         )
                     else:
                         multiply_tile(
-                            g, a_tile, row, min(g.tile_rows, row_start + rows - row), column, min(TILE_COLUMNS, group_end - column),
+                            g, a_tile, row, min(TILE_ROWS, row_start + rows - row), column, min(TILE_COLUMNS, group_end - column),
                             k_start, depth, group_data + (column - group) // TILE_COLUMNS * panel, TILE_COLUMNS, NULL,
                             g.accumulate or k_start > 0, last,
                         )
@@ -269,7 +267,7 @@ cdef void multiply_tile(
     cdef float sums[TILE_SUMS * VF_WIDTH]
     cdef float *out = g.out + row * g.out_row + (column // 2 if g.stores_pairs else column)
     cdef ptrdiff_t words = columns // 2 if g.stores_pairs else columns
-    cdef bint in_place = columns == TILE_COLUMNS and rows == g.tile_rows and (g.plain or not last)
+    cdef bint in_place = columns == TILE_COLUMNS and rows == TILE_ROWS and (g.plain or not last)
     cdef ptrdiff_t out_row = g.out_row, a_k = g.a_k, i
     # The tile's place in out is asked for now and needed when the sums are done.
     for i in range(rows):
