@@ -79,6 +79,17 @@ def test_native_pool_serves_several_python_threads():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells")
+def test_workers_may_run_wherever_the_process_may():
+    """One that wakes on its caller's processor moves away, for that time only."""
+    threads.set_threads(2)
+    for _ in range(30):
+        time.sleep(0.005)  # workers sleep
+        assert read_everything() == 3_000_000
+    allowed = os.sched_getaffinity(0)
+    assert all(os.sched_getaffinity(int(task)) == allowed for task in os.listdir("/proc/self/task"))
+
+
 def test_a_forked_child_gets_a_fresh_pool():
     code = textwrap.dedent("""
         import os, sys, numpy as np
