@@ -1,7 +1,8 @@
 /* AMX: tiles of 16 rows of 64 bytes, and an instruction that multiplies two of them. A word is a pair of bfloat16 (bfloat16.h):
  * 16 rows of 16 words by as many words of 16 columns at once.
  *
- * Between tiles_begin and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within one task. Source: Intel's Software Developer's Manual. Knows nothing of panels, heads or threads.
+ * Between tiles_begin and tiles_end a thread's tile registers are set up; whoever multiplies tiles does both within one task.
+ * Source: Intel's Software Developer's Manual. Knows nothing of heads or threads.
  */
 #ifndef FASTMIXER_AMX_H
 #define FASTMIXER_AMX_H

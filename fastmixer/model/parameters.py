@@ -73,15 +73,18 @@ class Parameters:
     @property
     def gradients_data(self) -> np.ndarray:
         """All gradients: float [size]."""
+        self._clear_stale()
+        return self._gradients_data
+
+    def _clear_stale(self) -> None:
         if self.stale:
             for name in self._rewritten:
                 self._gradients[name].fill(0)
             self.stale = False
-        return self._gradients_data
 
     def gradient(self, name: str) -> np.ndarray:
         """The gradient of this name, a view that backward adds to."""
-        _ = self.gradients_data  # no longer stale
+        self._clear_stale()
         return self._gradients[name]
 
     def get_gradient(self, name: str) -> np.ndarray | None:

@@ -188,4 +188,3 @@ def linear_backward_bfloat16(const float[:, ::1] d_out, const float[:, ::1] x, c
             gemm(&dw)
         g.a = d_out_along
         gemm(&g)
-

@@ -65,14 +65,12 @@ cdef void panel_block(void *argument, ptrdiff_t task) noexcept nogil:
                 b = packed
             else:
                 b = g.packed_b + panel * g.packed_panel + k_start * TILE_COLUMNS
-            if packed != NULL:
-                following = NULL
-            elif panel + 1 < last:
-                following = g.packed_b + (panel + 1) * g.packed_panel + k_start * TILE_COLUMNS
-            elif k_start + depth < g.k:
-                following = g.packed_b + first * g.packed_panel + (k_start + depth) * TILE_COLUMNS
-            else:  # the task that this thread is likely to get
-                following = g.packed_b + (task + g.threads) % g.column_tasks * g.column_panels * g.packed_panel
+                if panel + 1 < last:
+                    following = b + g.packed_panel
+                elif k_start + depth < g.k:
+                    following = g.packed_b + first * g.packed_panel + (k_start + depth) * TILE_COLUMNS
+                else:  # the task that this thread is likely to get
+                    following = g.packed_b + (task + g.threads) % g.column_tasks * g.column_panels * g.packed_panel
             for row from row_start <= row < row_end by BAND_ROWS:
                 if following != NULL:
                     asks.next = following + (row - row_start) // BAND_ROWS * depth * TILE_COLUMNS // bands // LINE * LINE
