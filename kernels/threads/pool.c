@@ -14,13 +14,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     MAX_THREADS = 1024,
     SPIN_ROUNDS = 3000,                  /* about 50 us of pause instructions: longer than Python needs between two ops */
     SIGNAL_CHECK_NANOSECONDS = 50000000, /* Ctrl-C is looked for this often inside a long region */
     SCRATCH_ALIGNMENT = 4096,
+    HUGE_PAGE = 1 << 21,
+    BARRED_NANOSECONDS = 10000000, /* another processor is barred no sooner: callers may take turns */
 };
 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -66,25 +71,37 @@ static void drain_as_worker(void) {
 }
 
 #if defined(__linux__)
-static atomic_int caller_cpu = -1;
+static atomic_int worker_ids[MAX_THREADS]; /* as the system knows them; 0: not running yet */
+static int barred_cpu = -1;                /* on which workers may not run; this and barred_at are guarded by `busy` */
+static int64_t barred_at;
 
-static void note_callers_cpu(void) { atomic_store(&caller_cpu, sched_getcpu()); }
+static void tell_worker_id(int index) { atomic_store(&worker_ids[index], (int)syscall(SYS_gettid)); }
 
-/* Linux may wake a worker on the processor that its caller runs on while another one idles, and leave both there for some 40
- * ms, twice as slow: when it balances, one of them sleeps. (On 2 virtual processors 41 of 305 times after a pause of 0.1 s or more;
- * 3 of 285 so.) The worker moves away, and may go anywhere again after that. */
-static void leave_callers_cpu(void) {
-    cpu_set_t allowed, others;
-    int cpu = sched_getcpu();
-    if (cpu < 0 || cpu != atomic_load(&caller_cpu)) return;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < atomic_load(&wanted_threads)) return;
-    others = allowed;
+static void forget_workers(void) { memset(worker_ids, 0, sizeof worker_ids); }
+
+static void forget_barred_cpu(void) { barred_cpu = -1, barred_at = 0; }
+
+/* Linux may wake a worker on the processor that its caller runs on while another one idles, and leave both there for as long as
+ * regions follow one another, each twice as slow: when it balances, one of them sleeps. (On 2 virtual processors four of five runs
+ * of 40 embedding gradients, after a pause.) So the caller's processor is barred to workers, unless they need it. */
+static void bar_callers_cpu(int threads) {
+    cpu_set_t others;
+    const int cpu = sched_getcpu();
+    if (cpu < 0 || cpu == barred_cpu || atomic_load_explicit(&spin_rounds, memory_order_relaxed) == 0) return;
+    if (nanoseconds() - barred_at < BARRED_NANOSECONDS) return;
+    if (sched_getaffinity(0, sizeof others, &others) != 0 || CPU_COUNT(&others) < threads) return;
     CPU_CLR(cpu, &others);
-    if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+    barred_cpu = cpu, barred_at = nanoseconds();
+    for (int i = 1; i <= started_workers; i++) {
+        const int id = atomic_load(&worker_ids[i]);
+        if (id == 0 || sched_setaffinity(id, sizeof others, &others) != 0) barred_cpu = -1; /* once more, later */
+    }
 }
 #else
-static void note_callers_cpu(void) {}
-static void leave_callers_cpu(void) {}
+static void tell_worker_id(int index) { (void)index; }
+static void forget_workers(void) {}
+static void forget_barred_cpu(void) {}
+static void bar_callers_cpu(int threads) { (void)threads; }
 #endif
 
 static void wait_for_epoch(unsigned seen) {
@@ -98,13 +115,13 @@ static void wait_for_epoch(unsigned seen) {
     while (atomic_load(&epoch) == seen) pthread_cond_wait(&wake, &sleep_lock);
     atomic_fetch_sub(&sleepers, 1);
     pthread_mutex_unlock(&sleep_lock);
-    leave_callers_cpu();
 }
 
 static void *worker(void *index_as_pointer) {
     int index = (int)(intptr_t)index_as_pointer;
     unsigned seen = 0;
     inside_region = 1;
+    tell_worker_id(index);
     for (;;) {
         wait_for_epoch(seen);
         seen = atomic_load(&epoch);
@@ -127,6 +144,7 @@ static void start_workers(int threads) {
         pthread_attr_destroy(&attributes);
         if (failed) return; /* fewer workers: slower, never wrong */
         started_workers++;
+        forget_barred_cpu();
     }
 }
 
@@ -178,6 +196,7 @@ static int pool_run(pool_task function, void *argument, ptrdiff_t tasks) {
     }
 
     start_workers(threads);
+    bar_callers_cpu(threads);
     region_function = function;
     region_argument = argument;
     region_tasks = tasks;
@@ -186,7 +205,6 @@ static int pool_run(pool_task function, void *argument, ptrdiff_t tasks) {
     atomic_store(&open_region, 1);
     atomic_fetch_add(&epoch, 1);
     if (atomic_load(&sleepers) > 0) {
-        note_callers_cpu();
         pthread_mutex_lock(&sleep_lock);
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
@@ -217,12 +235,18 @@ static pthread_key_t task_key, shared_key;
 static void *grown(growing *buffer, pthread_key_t key, size_t bytes) {
     if (bytes > buffer->bytes) {
         free(buffer->memory);
-        size_t rounded = (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
-        buffer->memory = aligned_alloc(SCRATCH_ALIGNMENT, rounded);
+        const size_t alignment = bytes >= HUGE_PAGE / 2 ? HUGE_PAGE : SCRATCH_ALIGNMENT;
+        const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+        buffer->memory = aligned_alloc(alignment, rounded);
         if (buffer->memory == NULL) {
             fprintf(stderr, "fastmixer: out of memory for %zu bytes of kernel scratch\n", rounded);
             abort();
         }
+#if defined(MADV_HUGEPAGE)
+        /* Small pages lie anywhere, and by bad luck too many of a block's share their places in L2 (products twice as slow,
+         * until the process ends). Where the system has no huge page to give, small ones do. */
+        if (alignment == HUGE_PAGE) madvise(buffer->memory, rounded, MADV_HUGEPAGE);
+#endif
         buffer->bytes = rounded;
         pthread_setspecific(key, buffer->memory);
     }
@@ -241,6 +265,8 @@ static void forget_workers_in_child(void) {
     atomic_store(&open_region, 0);
     atomic_store(&epoch, 0);
     started_workers = 0;
+    forget_workers();
+    forget_barred_cpu();
     inside_region = 0;
     atomic_flag_clear(&busy);
 }

@@ -78,18 +78,30 @@ def test_native_pool_serves_several_python_threads():
     assert results == [3_000_000] * 120
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone tells")
-def test_workers_may_run_wherever_the_process_may():
-    """One that wakes on its caller's processor moves away, for that time only."""
-    threads.set_threads(2)
-    for _ in range(30):
-        time.sleep(0.005)  # workers sleep
-        assert read_everything() == 3_000_000
-    allowed = os.sched_getaffinity(0)
-    assert all(os.sched_getaffinity(int(task)) == allowed for task in os.listdir("/proc/self/task"))
+@pytest.mark.skipif(not NATIVE, reason="no native kernels were built")
+@pytest.mark.parametrize("processors", [1, 2])
+def test_workers_leave_their_callers_processor_to_it(processors):
+    """Where there are enough of them for that."""
+    code = textwrap.dedent(f"""
+        import os, time, numpy as np
+        allowed = set(sorted(os.sched_getaffinity(0))[:{processors}])
+        os.sched_setaffinity(0, allowed)
+        from fastmixer.kernels import select, threads
+        threads.set_threads(2)
+        kernel, data = select.kernel_module("peak", {NATIVE[0]!r}), np.ones(3_000_000, np.float32)
+        for _ in range(30):
+            time.sleep(0.005)  # workers sleep
+            sink = np.zeros(64, np.float32)
+            kernel.read_memory(data, sink)
+            assert sink.sum() == 3_000_000
+        barred = [allowed - os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+        assert sum(map(len, barred)) == (1 if len(allowed) > 1 else 0), barred
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_forked_child_gets_a_fresh_pool():
     code = textwrap.dedent("""
         import os, sys, numpy as np
