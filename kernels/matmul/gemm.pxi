@@ -75,7 +75,7 @@ cdef bint asks_ahead = not cpu_has_tiles()
 cdef enum:
     GROUP_COLUMNS = GROUP_PANELS * TILE_COLUMNS  # within a panel of PANEL_COLUMNS, where those are not tiles' own
     ROW_BLOCK = 512  # rows that a packed panel of B serves
-    MIN_TASKS = 8  # enough blocks for a few threads to balance, where the shape allows
+    TASKS_A_THREAD = 2  # at least, where the shape allows: more of them read A more often (1-10 % slower with four)
     MIN_COLUMNS = 96  # columns of B a task, in whole groups: more of them save readings (and packings) of A
     MAX_COLUMNS = 384
     PACKED_ROWS = 256  # rows of A that are packed at once: 256 tokens of them are 256 KB, 512 half of an L2
@@ -141,7 +141,7 @@ cdef inline void take_panels(GemmTask *g, const float *panels, ptrdiff_t panel) 
 
 cdef int gemm(GemmTask *g) except -1 nogil:
     cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    cdef ptrdiff_t most, row_blocks
+    cdef ptrdiff_t row_blocks
     if g.m == 0 or g.n == 0:
         return 0
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
@@ -149,15 +149,16 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     g.pack_a = g.a_k != 1  # and a_row is 1
     if AMX and g.pairs and g.k > 0:
         return gemm_by_tiles(g)
-    # Even row blocks; a few panels a task, fewer where that leaves too few tasks. Depends on the shape only.
-    most = PACKED_ROWS if g.pack_a else ROW_BLOCK
-    row_blocks = (g.m + most - 1) // most
-    g.row_block = ((g.m + row_blocks - 1) // row_blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    if worth_parts(g):
+        return gemm_by_parts(g)
+    # Even row blocks; a few panels a task, fewer where that leaves too few tasks. What a sum is made of depends on the shape only.
+    g.threads = pool_threads()
+    g.row_block = even_block(g.m, PACKED_ROWS if g.pack_a else ROW_BLOCK, TILE_ROWS)
     row_blocks = (g.m + g.row_block - 1) // g.row_block
-    g.k_block = even_k_block(g.k)
+    g.k_block = even_block(g.k, K_BLOCK, LINE)
     g.column_panels = max(
         MIN_COLUMNS // TILE_COLUMNS,
-        min(MAX_COLUMNS // TILE_COLUMNS, panels * row_blocks // MIN_TASKS // GROUP_PANELS * GROUP_PANELS),
+        min(MAX_COLUMNS // TILE_COLUMNS, panels * row_blocks // (TASKS_A_THREAD * g.threads) // GROUP_PANELS * GROUP_PANELS),
     )
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     if row_blocks * g.column_tasks % 2 and panels > MIN_COLUMNS // TILE_COLUMNS:
@@ -166,7 +167,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
         g.column_panels = (panels + g.column_tasks * GROUP_PANELS - 1) // (g.column_tasks * GROUP_PANELS) * GROUP_PANELS
         g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.plain = is_plain(g)
-    g.tasks, g.threads = row_blocks * g.column_tasks, pool_threads()
+    g.tasks = row_blocks * g.column_tasks
     if g.k == 0:
         return pool_run(gemm_empty_sum, g, g.tasks)
     if g.m <= FEW_ROWS and g.packed_b == NULL and not g.pairs and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
@@ -324,10 +325,10 @@ cdef enum:
     LINE = 16  # floats a cache line
 
 
-cdef inline ptrdiff_t even_k_block(ptrdiff_t k) noexcept nogil:
-    """At most K_BLOCK, in multiples of a line: the blocks of k are about equally long."""
-    cdef ptrdiff_t blocks = max(1, (k + K_BLOCK - 1) // K_BLOCK)
-    return max(LINE, ((k + blocks - 1) // blocks + LINE - 1) // LINE * LINE)
+cdef inline ptrdiff_t even_block(ptrdiff_t total, ptrdiff_t most, ptrdiff_t step) noexcept nogil:
+    """At most `most` (a multiple of step), in multiples of step: blocks are about equally large."""
+    cdef ptrdiff_t blocks = max(1, (total + most - 1) // most)
+    return max(step, ((total + blocks - 1) // blocks + step - 1) // step * step)
 
 
 cdef inline void prefetch_slice(
@@ -412,4 +413,5 @@ cdef void pack_panel(
 
 include "matmul/epilogue.pxi"
 include "matmul/tiles.pxi"
+include "matmul/parts.pxi"
 include "matmul/few_rows.pxi"

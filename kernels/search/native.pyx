@@ -253,7 +253,7 @@ cdef bint search_all(Search *s, const float[:, ::1] queries, int64_t[:, ::1] ids
     cdef char *memory
     cdef bint all_finite = True
     s.dim, s.k = queries.shape[1], ids.shape[1]
-    s.k_block = even_k_block(s.dim)
+    s.k_block = even_block(s.dim, K_BLOCK, LINE)
     s.parts = max(1, min(MOST_PARTS, s.rows // max(PART_ROWS, PART_TIMES_K * s.k)))
     s.part_rows = ((s.rows + s.parts - 1) // s.parts + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     s.parts = (s.rows + s.part_rows - 1) // s.part_rows

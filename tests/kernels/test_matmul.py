@@ -21,6 +21,7 @@ size, depth, flag = st.sampled_from(SIZES), st.sampled_from(DEPTHS), st.booleans
 few = settings(deadline=None, max_examples=60)
 # A sum of k products has an error of about sqrt(k) ulps of its terms, wherever the order of the sum leaves it.
 SUM_ULP = 16.0
+FAR_APART_ULP = 4.0  # of the sum of 90 terms' magnitudes
 
 
 def normal(seed, *shape):
@@ -63,20 +64,36 @@ def test_matmul(implementation, m, n, k, transpose_a, transpose_b, accumulate):
 
 
 @pytest.mark.parametrize("transpose_a, transpose_b", [(False, False), (False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("m, n, k", [(1, 200, 700), (5, 1000, 70), (520, 100, 520), (1030, 49, 33), (9, 850, 513)])
+@pytest.mark.parametrize("m, n, k", [(1, 200, 700), (5, 1000, 70), (520, 100, 520), (1030, 49, 33), (9, 850, 513), (300, 90, 1600)])
 def test_matmul_over_several_blocks(kernel, m, n, k, transpose_a, transpose_b):
     for accumulate in (False, True):
         assert_matmul(kernel, m, n, k, transpose_a, transpose_b, accumulate)
 
 
 @pytest.mark.parametrize("transpose_b", [False, True])
-def test_infinities_and_nan_stay_in_their_row(kernel, transpose_b):
-    a, b = normal(1, 20, 40).copy(), np.abs(normal(2, 60, 40) if transpose_b else normal(2, 40, 60))
-    a[3, 5], a[7, 0] = np.nan, np.inf
+@pytest.mark.parametrize("rows", [20, 70, 300])  # few and many: kernels may split numbers where those are many
+def test_infinities_and_nan_stay_in_their_row_and_column(kernel, rows, transpose_b):
+    a, b = normal(1, rows, 40).copy(), np.abs(normal(2, 40, 60))
+    a[3, 5], a[7, 0], a[9, 39], a[:, 2], b[2] = np.nan, np.inf, -np.inf, 0, 0.5
+    a[11, 2], b[13, 4], a[:, 13] = 3.4e38, np.inf, np.abs(a[:, 13])
     with np.errstate(invalid="ignore"):
-        out = run_matmul(kernel, a, b, (20, 60), False, transpose_b, False)
-    assert np.isnan(out[3]).all() and np.isposinf(out[7]).all()
-    assert np.isfinite(np.delete(out, [3, 7], axis=0)).all()
+        out = run_matmul(kernel, a, np.ascontiguousarray(b.T) if transpose_b else b, (rows, 60), False, transpose_b, False)
+        assert np.isnan(out[9, 4])  # -inf + inf
+    assert np.isnan(out[3]).all() and np.isposinf(out[7]).all() and np.isneginf(np.delete(out[9], 4)).all()
+    assert np.isposinf(np.delete(out[:, 4], [3, 9])).all()
+    assert np.isfinite(np.delete(np.delete(out, [3, 7, 9], axis=0), 4, axis=1)).all()
+    np.testing.assert_allclose(np.delete(out[11], 4), 1.7e38, rtol=4 * EPSILON)
+
+
+@pytest.mark.parametrize("transpose_a, transpose_b", [(False, False), (False, True), (True, False), (True, True)])
+def test_numbers_of_any_size_keep_all_their_digits(kernel, transpose_a, transpose_b):
+    """Errors are a few roundings of what is added up, however far apart its terms."""
+    rng = np.random.default_rng(3)
+    a, b = (np.ldexp(normal(seed, 90, 90), rng.integers(-45, 45, (90, 90))).astype(np.float32) for seed in (1, 2))
+    out = run_matmul(kernel, a, b, (90, 90), transpose_a, transpose_b, False)
+    left, right = a.T if transpose_a else a, b.T if transpose_b else b
+    truth, terms = in_float64(left, right), in_float64(np.abs(left), np.abs(right))
+    assert (np.abs(out - truth[0] @ truth[1]) / (terms[0] @ terms[1])).max() < FAR_APART_ULP * EPSILON
 
 
 def test_nothing_beside_out_is_written(kernel):
