@@ -9,6 +9,7 @@ cdef struct BackwardTile:
     float *weights  # [QUERY_TILE, KEY_TILE]
     float *d_weights  # [QUERY_TILE, KEY_TILE]
     float *d_scores  # [MOST_ROWS, KEY_TILE], for pairs
+    float *split  # as many numbers, in parts
     float *keys_t  # [depth, KEY_TILE]
     float *values_t  # [depth, KEY_TILE]
     float *keys  # [KEY_TILE or half of it, dim]
@@ -22,26 +23,40 @@ cdef struct BackwardTile:
     float *d_queries  # [group * nq, dim] when there is one part
 
 
-cdef inline BackwardTile carve_backward(bint pairs, ptrdiff_t dim, ptrdiff_t rows) noexcept nogil:
+cdef inline BackwardTile carve_backward(const Attention *op, ptrdiff_t rows) noexcept nogil:
+    """What all tiles of keys share, and the first of them."""
     cdef BackwardTile t
+    cdef ptrdiff_t room = op.room
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * ((2 * QUERY_TILE + MOST_ROWS) * KEY_TILE + (6 * KEY_TILE + 3 * QUERY_TILE + rows) * dim)
+        sizeof(float) * (
+            (2 * QUERY_TILE + 3 * MOST_ROWS) * KEY_TILE + ((5 * BACKWARD_TILES + 1) * KEY_TILE + 4 * QUERY_TILE) * room + rows * op.dim
+        )
     )
     t.weights = place
     t.d_weights = t.weights + QUERY_TILE * KEY_TILE
     t.d_scores = t.d_weights + QUERY_TILE * KEY_TILE
-    t.keys_t = t.d_scores + MOST_ROWS * KEY_TILE
-    t.values_t = t.keys_t + KEY_TILE * dim
-    t.keys = t.values_t + KEY_TILE * dim
-    t.rounded = t.keys + KEY_TILE * dim
-    t.d_keys = t.rounded + KEY_TILE * dim
-    t.d_values = t.d_keys + KEY_TILE * dim
-    t.queries = t.d_values + KEY_TILE * dim
-    t.d_outs = t.queries + QUERY_TILE * dim
-    t.queries_across = t.d_outs + QUERY_TILE * dim if pairs else t.queries
-    t.d_outs_across = t.queries_across + QUERY_TILE // 2 * dim if pairs else t.d_outs
-    t.d_queries = t.d_outs + 2 * QUERY_TILE * dim
+    t.split = t.d_scores + MOST_ROWS * KEY_TILE
+    t.queries = t.split + 2 * MOST_ROWS * KEY_TILE
+    t.d_outs = t.queries + QUERY_TILE * room
+    t.queries_across = t.d_outs + QUERY_TILE * room if op.pairs or op.split else t.queries
+    t.d_outs_across = t.queries_across + QUERY_TILE * room if op.pairs or op.split else t.d_outs
+    t.rounded = t.d_outs + 3 * QUERY_TILE * room
+    t.keys_t = t.rounded + KEY_TILE * room
+    t.values_t = t.keys_t + KEY_TILE * room
+    t.keys = t.values_t + KEY_TILE * room
+    t.d_keys = t.keys + KEY_TILE * room
+    t.d_values = t.d_keys + KEY_TILE * room
+    t.d_queries = t.keys_t + 5 * BACKWARD_TILES * KEY_TILE * room
     return t
+
+
+cdef inline BackwardTile next_tile(const Attention *op, const BackwardTile *t) noexcept nogil:
+    """The same for the tile of keys that follows."""
+    cdef BackwardTile next = t[0]
+    cdef ptrdiff_t floats = 5 * KEY_TILE * op.room
+    next.keys_t, next.values_t, next.keys = t.keys_t + floats, t.values_t + floats, t.keys + floats
+    next.d_keys, next.d_values = t.d_keys + floats, t.d_values + floats
+    return next
 
 
 cdef void set_delta(void *argument, ptrdiff_t task) noexcept nogil:
@@ -84,9 +99,15 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t group = op.heads // op.kv_heads, member, head, first, count, i
     cdef Span span = span_of(op, task // op.kv_heads % op.sequences)
     cdef ptrdiff_t key = part * op.part_keys, key_end = min(span.nk, key + op.part_keys), keys
-    cdef BackwardTile t = carve_backward(op.pairs, op.dim, group * span.nq if op.parts == 1 else 0)
-    cdef float *d_queries = t.d_queries  # [group, nq or queries, dim]
+    cdef BackwardTile tiles[BACKWARD_TILES]
+    cdef ptrdiff_t most = min(BACKWARD_TILES, (key_end - key + KEY_TILE - 1) // KEY_TILE), j
+    cdef float *d_queries  # [group, nq or queries, dim]
     cdef ptrdiff_t d_queries_head = span.nq * op.dim, unseen = first_query_of(op, &span, part)
+    cdef bint packed
+    tiles[0] = carve_backward(op, group * span.nq if op.parts == 1 else 0)
+    for j in range(1, BACKWARD_TILES):
+        tiles[j] = next_tile(op, &tiles[j - 1])
+    d_queries = tiles[0].d_queries
     if op.tiles:
         tiles_begin()
     if op.parts > 1:
@@ -95,24 +116,22 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
         memset(d_queries + member * d_queries_head + unseen * op.dim, 0, sizeof(float) * (span.nq - unseen) * op.dim)
 
     while key < key_end:
-        keys = min(KEY_TILE, key_end - key)
-        pack_turned(op, row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, t.rounded, t.keys_t)
-        pack_turned(op, row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, t.rounded, t.values_t)
-        pack_across(op, row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, 1, t.keys)
-        memset(t.d_keys, 0, sizeof(float) * KEY_TILE * op.dim)
-        memset(t.d_values, 0, sizeof(float) * KEY_TILE * op.dim)
+        for j in range(most):
+            begin_keys(op, &span, &tiles[j], kv_head, key + j * KEY_TILE, min(KEY_TILE, key_end - key - j * KEY_TILE))
         for member in range(group):
             head = kv_head * group + member
             first = 0
             while first < span.nq:
-                count = min(QUERY_TILE, span.nq - first)
-                backward_tile(op, &span, &t, head, first, count, key, keys,
-                              d_queries + member * d_queries_head + first * op.dim)
+                count, packed = min(QUERY_TILE, span.nq - first), False
+                for j in range(most):
+                    keys = min(KEY_TILE, key_end - key - j * KEY_TILE)
+                    if keys > 0:
+                        backward_tile(op, &span, &tiles[j], head, first, count, key + j * KEY_TILE, keys,
+                                      d_queries + member * d_queries_head + first * op.dim, &packed)
                 first += QUERY_TILE
-        for i in range(keys):
-            copy_row(row_of(&op.d_k, span.batch, kv_head, span.k_start + key + i), t.d_keys + i * op.dim, op.head_dim)
-            copy_row(row_of(&op.d_v, span.batch, kv_head, span.k_start + key + i), t.d_values + i * op.dim, op.head_dim)
-        key += KEY_TILE
+        for j in range(most):
+            end_keys(op, &span, &tiles[j], kv_head, key + j * KEY_TILE, min(KEY_TILE, key_end - key - j * KEY_TILE))
+        key += most * KEY_TILE
 
     if op.tiles:
         tiles_end()
@@ -124,18 +143,38 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
                          d_queries + member * d_queries_head + i * op.dim, op.head_dim)
 
 
-cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
-                               ptrdiff_t count, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
-    """One tile of queries against the tile of keys in scratch: adds to d_keys, d_values and d_queries [count, dim]."""
+cdef inline void begin_keys(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t kv_head, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
+    cdef const float *k
+    cdef const float *v
+    if keys <= 0:
+        return
+    k, v = row_of(&op.k, span.batch, kv_head, span.k_start + key), row_of(&op.v, span.batch, kv_head, span.k_start + key)
+    pack_turned(op, k, op.k.row, keys, t.rounded, t.keys_t)
+    pack_turned(op, v, op.v.row, keys, t.rounded, t.values_t)
+    pack_across(op, k, op.k.row, keys, 1, t.keys)
+    memset(t.d_keys, 0, sizeof(float) * KEY_TILE * op.dim)
+    memset(t.d_values, 0, sizeof(float) * KEY_TILE * op.dim)
+
+
+cdef inline void end_keys(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t kv_head, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
+    cdef ptrdiff_t i
+    for i in range(keys):
+        if op.split:  # the queries that met d_scores were not scaled
+            scale_row(t.d_keys + i * op.dim, op.scale, op.dim)
+        copy_row(row_of(&op.d_k, span.batch, kv_head, span.k_start + key + i), t.d_keys + i * op.dim, op.head_dim)
+        copy_row(row_of(&op.d_v, span.batch, kv_head, span.k_start + key + i), t.d_values + i * op.dim, op.head_dim)
+
+
+cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first, ptrdiff_t count,
+                               ptrdiff_t key, ptrdiff_t keys, float *d_queries, bint *packed) noexcept nogil:
+    """One tile of queries against a tile of keys in scratch: adds to d_keys, d_values and d_queries [count, dim]."""
     cdef Range seen = seen_by(op, span, first, count, key, keys), seeing, words
     cdef ptrdiff_t dim = op.dim, row = span.q_start + first, i, ahead
     if seen.first >= seen.end:
         return
-    pack_along(op, row_of(&op.q, span.batch, head, row), op.q.row, count, op.scale, t.queries)
-    pack_along(op, row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, 1, t.d_outs)
-    if op.pairs:
-        pack_across(op, row_of(&op.q, span.batch, head, row), op.q.row, count, op.scale, t.queries_across)
-        pack_across(op, row_of(&op.d_out, span.batch, head, row), op.d_out.row, count, 1, t.d_outs_across)
+    if not packed[0]:
+        packed[0] = True
+        pack_queries(op, span, t, head, row, count)
     i = 0
     while i < count:
         ahead = min(first + QUERY_TILE + i, span.nq - op.group)
@@ -144,6 +183,10 @@ cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTi
             ask_for_rows(row_of(&op.d_out, span.batch, head, span.q_start + ahead), op.d_out.row, op.group, op.head_dim)
         backward_group(op, span, t, head, first, i, min(op.group, count - i), key, keys, d_queries)
         i += op.group
+    if op.split:
+        add_turned_parts(op, t.weights, count, keys, t.d_outs_across, t.split, t.d_values)
+        add_turned_parts(op, t.d_weights, count, keys, t.queries_across, t.split, t.d_keys)
+        return
     if op.tiles:
         key_gradients_by_tiles(op, t, count, keys)
         return
@@ -185,10 +228,32 @@ cdef inline void by_turned_tiles(const Attention *op, const float *couples, ptrd
         i += op.group
 
 
-cdef inline void clear_unseen(const BackwardTile *t, ptrdiff_t row, ptrdiff_t rows, Range wide) noexcept nogil:
-    """Pairs of rows row..row+rows-1 are zeros outside of these columns."""
-    cdef ptrdiff_t i
-    for i in range(row // 2, (row + rows + 1) // 2):
+cdef inline void pack_queries(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t row, ptrdiff_t count) noexcept nogil:
+    cdef const float *q = row_of(&op.q, span.batch, head, row)
+    cdef const float *d_out = row_of(&op.d_out, span.batch, head, row)
+    pack_along(op, q, op.q.row, count, op.scale, t.queries_across, t.queries)
+    pack_along(op, d_out, op.d_out.row, count, 1, NULL, t.d_outs)
+    if op.pairs or op.split:
+        pack_across(op, q, op.q.row, count, op.scale, t.queries_across)
+        pack_across(op, d_out, op.d_out.row, count, 1, t.d_outs_across)
+
+
+cdef void add_turned_parts(const Attention *op, const float *weights, ptrdiff_t count, ptrdiff_t keys, const float *across, float *split,
+                           float *out) noexcept nogil:
+    """out [keys, dim] += the transpose of weights [count, KEY_TILE] times rows of d_out (or of queries)."""
+    cdef ptrdiff_t steps = (count + PARTS_STEP - 1) // PARTS_STEP, tile = steps * PARTS_FLOATS, i, key
+    for i from 0 <= i < keys by op.group:
+        for key from i <= key < min(keys, i + op.group) by PARTS_TILE:
+            parts_of_a(False, weights + key, KEY_TILE, count, min(PARTS_TILE, keys - key), split + (key - i) // PARTS_TILE * tile)
+        parts_of_rows(
+            min(op.group, keys - i), op.dim, split, tile, across, TILE_STEPS * PARTS_FLOATS, steps, out + i * op.dim, op.dim, True
+        )
+
+
+cdef inline void clear_unseen(const Attention *op, const BackwardTile *t, ptrdiff_t row, ptrdiff_t rows, Range wide) noexcept nogil:
+    """Rows row..row+rows-1, or the pairs of them, are zeros outside of these columns."""
+    cdef ptrdiff_t i, first = row // 2 if op.pairs else row, end = (row + rows + 1) // 2 if op.pairs else row + rows
+    for i in range(first, end):
         memset(t.weights + i * KEY_TILE, 0, sizeof(float) * wide.first)
         memset(t.d_weights + i * KEY_TILE, 0, sizeof(float) * wide.first)
         memset(t.weights + i * KEY_TILE + wide.end, 0, sizeof(float) * (KEY_TILE - wide.end))
@@ -198,7 +263,7 @@ cdef inline void clear_unseen(const BackwardTile *t, ptrdiff_t row, ptrdiff_t ro
 cdef inline void backward_group(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
                                 ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries: their weights and d_scores, and what these keys add to d_queries."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen), words = words_of(op, seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen)
     cdef ptrdiff_t dim = op.dim, i, place = (span.batch * op.heads + head) * op.queries + span.q_start + first + row
     cdef float *weights = t.weights + row * KEY_TILE
     cdef float *d_scores = t.d_weights + row * KEY_TILE
@@ -208,14 +273,12 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
     if seen.first >= seen.end:
         if op.tiles:
             wide.first = wide.end = 0
-            clear_unseen(t, row, rows, wide)
+            clear_unseen(op, t, row, rows, wide)
         return
     # weights = exp(scale q k^T - log_sum_exp)
-    multiply_group(op, t.queries + row * op.words, op.words, 1, rows, t.keys_t + wide.first, KEY_TILE,
-                   t.weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
+    multiply_by_keys(op, t.queries + row * op.words, rows, t.keys_t, wide, weights)
     # d_weights = d_out v^T
-    multiply_group(op, t.d_outs + row * op.words, op.words, 1, rows, t.values_t + wide.first, KEY_TILE,
-                   t.d_weights + row * KEY_TILE + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
+    multiply_by_keys(op, t.d_outs + row * op.words, rows, t.values_t, wide, d_scores)
     for i in range(rows):
         hide(weights + i * KEY_TILE, wide, seen_by(op, span, first + row + i, 1, key, keys))
         shifts[i], deltas[i] = op.log_sum_exp[place + i], op.delta[place + i]
@@ -234,15 +297,14 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
             )
             i += 2
         d_scores = t.d_scores
-        if op.tiles:
-            clear_unseen(t, row, rows, wide)
     else:
         for i in range(rows):
             row_gradients(weights + i * KEY_TILE, d_scores + i * KEY_TILE, wide.first, wide.end, shifts[i], deltas[i],
                           kept + i * KEY_TILE if op.drop else NULL)
+    if op.tiles:
+        clear_unseen(op, t, row, rows, wide)
     # d_queries += d_scores k, still to be scaled
-    multiply_group(op, d_scores + words.first, KEY_TILE, 1, rows, t.keys + words.first * dim, dim, d_queries + row * dim,
-                   dim, dim, words.end - words.first, True)
+    add_blend(op, d_scores, rows, seen, t.keys, t.split, d_queries + row * dim)
 
 
 cdef void add_parts(void *argument, ptrdiff_t task) noexcept nogil:

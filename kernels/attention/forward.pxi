@@ -1,7 +1,7 @@
 # Forward: a task is (sequence, head, tile of queries); tiles of keys pass by, a group of rows of queries meets them at a time.
 
 cdef enum:
-    FORWARD_QUERIES = 128  # so many share what it costs to pack a tile of keys
+    FORWARD_QUERIES = 256  # so many share what it costs to pack a tile of keys
 
 cdef struct ForwardTile:
     float *queries  # [FORWARD_QUERIES, words], times scale
@@ -9,23 +9,25 @@ cdef struct ForwardTile:
     float *values  # [KEY_TILE or half of it, dim]
     float *rounded  # [KEY_TILE, words], for pairs
     float *weights  # [MOST_ROWS, KEY_TILE]
+    float *split  # [MOST_ROWS, KEY_TILE], in parts
     float *blend  # [FORWARD_QUERIES, dim]: the sum of weights times values so far
     float *totals  # [FORWARD_QUERIES, VF_WIDTH]: the sum of weights so far, a part in each lane
     float *largest  # [FORWARD_QUERIES]: the largest score so far
 
 
-cdef inline ForwardTile carve_forward(ptrdiff_t dim) noexcept nogil:
+cdef inline ForwardTile carve_forward(ptrdiff_t room) noexcept nogil:
     cdef ForwardTile t
     cdef float *place = <float *>pool_scratch(
-        sizeof(float) * ((2 * FORWARD_QUERIES + 3 * KEY_TILE) * dim + MOST_ROWS * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
+        sizeof(float) * ((2 * FORWARD_QUERIES + 3 * KEY_TILE) * room + 3 * MOST_ROWS * KEY_TILE + FORWARD_QUERIES * (VF_WIDTH + 1))
     )
     t.queries = place
-    t.keys_t = t.queries + FORWARD_QUERIES * dim
-    t.values = t.keys_t + KEY_TILE * dim
-    t.rounded = t.values + KEY_TILE * dim
-    t.weights = t.rounded + KEY_TILE * dim
-    t.blend = t.weights + MOST_ROWS * KEY_TILE
-    t.totals = t.blend + FORWARD_QUERIES * dim
+    t.keys_t = t.queries + FORWARD_QUERIES * room
+    t.values = t.keys_t + KEY_TILE * room
+    t.rounded = t.values + KEY_TILE * room
+    t.weights = t.rounded + KEY_TILE * room
+    t.split = t.weights + MOST_ROWS * KEY_TILE
+    t.blend = t.split + 2 * MOST_ROWS * KEY_TILE
+    t.totals = t.blend + FORWARD_QUERIES * room
     t.largest = t.totals + FORWARD_QUERIES * VF_WIDTH
     return t
 
@@ -43,8 +45,8 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
         return
     if op.tiles:
         tiles_begin()
-    t = carve_forward(op.dim)
-    pack_along(op, row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.scale, t.queries)
+    t = carve_forward(op.room)
+    pack_along(op, row_of(&op.q, span.batch, head, span.q_start + first), op.q.row, count, op.scale, t.blend, t.queries)
     memset(t.blend, 0, sizeof(float) * FORWARD_QUERIES * op.dim)
     memset(t.totals, 0, sizeof(float) * FORWARD_QUERIES * VF_WIDTH)
     for i in range(count):
@@ -75,7 +77,7 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
 cdef inline void forward_group(const Attention *op, const Span *span, const ForwardTile *t, ptrdiff_t head,
                                ptrdiff_t first, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries against a tile of keys."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen), words = words_of(op, seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen)
     cdef ptrdiff_t dim = op.dim, i
     cdef float *weights
     cdef float shrink
@@ -84,8 +86,7 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
     if seen.first >= seen.end:
         return
     # scores = scale q k^T
-    multiply_group(op, t.queries + row * op.words, op.words, 1, rows, t.keys_t + wide.first, KEY_TILE,
-                   t.weights + wide.first, KEY_TILE, wide.end - wide.first, op.depth, False)
+    multiply_by_keys(op, t.queries + row * op.words, rows, t.keys_t, wide, t.weights)
     # online softmax: when a row's largest score grows, what was summed so far shrinks
     for i in range(rows):
         weights = t.weights + i * KEY_TILE
@@ -98,8 +99,7 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
             scale_row(t.blend + (row + i) * dim, shrink, dim)
         add_to(t.totals + (row + i) * VF_WIDTH, total)
     # blend += weights v
-    multiply_group(op, t.weights + words.first, KEY_TILE, 1, rows, t.values + words.first * dim, dim, t.blend + row * dim,
-                   dim, dim, words.end - words.first, True)
+    add_blend(op, t.weights, rows, seen, t.values, t.split, t.blend + row * dim)
 
 
 cdef inline void add_to(float *total, vf value) noexcept nogil:

@@ -24,6 +24,8 @@ cdef extern from "attention/rows.h" nogil:
 
 cdef extern from "attention/tile.h" nogil:
     enum: VALUE_ROWS
+    enum: TILE_STEPS
+    enum: BACKWARD_TILES
     enum: MOST_ROWS
     vf vf_only(vf x, ptrdiff_t first, ptrdiff_t end)
     void multiply_floats(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b, ptrdiff_t b_stride,
@@ -49,6 +51,15 @@ cdef extern from "amx.h" nogil:
     void wide_tiles_of_pairs(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
                              ptrdiff_t depth, float *out, ptrdiff_t out_row, bint add)
 
+cdef extern from "parts.h" nogil:
+    enum: PARTS_TILE
+    enum: PARTS_STEP
+    enum: PARTS_FLOATS
+    bint parts_of_a(bint along, const float *x, ptrdiff_t row, ptrdiff_t depth, ptrdiff_t width, float *out)
+    bint parts_of_b(bint along, const float *x, ptrdiff_t row, ptrdiff_t depth, ptrdiff_t width, float *out)
+    void parts_of_rows(ptrdiff_t rows, ptrdiff_t columns, const float *a, ptrdiff_t a_tile, const float *b, ptrdiff_t b_tile,
+                       ptrdiff_t steps, float *out, ptrdiff_t out_row, bint add)
+
 cdef extern from "bfloat16.h" nogil:
     vf bf16_nearest(vf x)
 
@@ -56,6 +67,7 @@ cdef extern from "philox.h" nogil:
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
 
 include "attention/sight.pxi"
+include "attention/products.pxi"
 include "attention/forward.pxi"
 include "attention/backward.pxi"
 

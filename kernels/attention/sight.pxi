@@ -25,8 +25,11 @@ cdef struct Attention:
     uint32_t threshold
     float keep
     bint pairs  # products of pairs of bfloat16, each pair a word; otherwise words are floats
-    ptrdiff_t depth, words  # words that a row of head_dim takes, and those padded to full vectors
-    bint tiles  # pairs are multiplied by AMX: whole tiles of words, zeros where nothing is
+    bint tiles  # products are made by AMX: whole tiles, zeros where nothing is
+    bint split  # so are those of floats, each in three parts (parts.h)
+    ptrdiff_t depth, words  # words that a row of head_dim takes, and those padded to full vectors; in parts: floats that it takes
+    ptrdiff_t steps  # of head_dim, in parts
+    ptrdiff_t room  # floats that a row takes in the roomiest of the forms in which products read it
     ptrdiff_t group  # rows that a small product makes together; an even number
     ptrdiff_t vector  # columns of scores that are made together, VF_WIDTH or twice that (a power of two)
 
@@ -64,9 +67,13 @@ cdef int set_options(Attention *op, const float[:, :, :, :] q, const float[:, :,
     op.threshold, op.keep = keep_threshold(dropout), keep_scale(dropout)
     op.pairs, op.depth = pairs, (op.head_dim + 1) // 2 if pairs else op.head_dim
     op.words = (op.depth + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
-    op.tiles, op.group, op.vector = AMX and pairs, VALUE_ROWS, VF_WIDTH
+    op.tiles, op.split, op.group, op.vector = AMX, AMX and not pairs, VALUE_ROWS, VF_WIDTH
     if op.tiles:
         op.depth, op.group, op.vector = op.words, MOST_ROWS, 2 * AMX_WORDS
+    if op.split:
+        op.steps = (op.head_dim + PARTS_STEP - 1) // PARTS_STEP
+        op.words = op.steps * PARTS_FLOATS // PARTS_TILE
+    op.room = max(op.dim, op.words)
     return 0
 
 
@@ -107,59 +114,6 @@ cdef inline Range whole_vectors(const Attention *op, Range columns) noexcept nog
     wide.first = columns.first & -op.vector
     wide.end = (columns.end + op.vector - 1) & -op.vector
     return wide
-
-
-# ---- words: floats or pairs ----
-
-cdef inline Range words_of(const Attention *op, Range items) noexcept nogil:
-    """The words that hold these columns or rows; the other half of a pair, and of a tile, is zero or meets a weight of zero."""
-    if op.tiles:
-        items = whole_vectors(op, items)
-    if op.pairs:
-        items.first, items.end = items.first // 2, (items.end + 1) // 2
-    return items
-
-
-cdef inline void multiply_group(const Attention *op, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows,
-                                const float *b, ptrdiff_t b_stride, float *c, ptrdiff_t c_stride, ptrdiff_t columns,
-                                ptrdiff_t depth, bint add) noexcept nogil:
-    if op.tiles:  # a_step is 1
-        wide_tiles_of_pairs(rows, columns, a, a_row, b, b_stride, depth, c, c_stride, add)
-    elif op.pairs:
-        multiply_pairs(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
-    else:
-        multiply_floats(a, a_row, a_step, rows, b, b_stride, c, c_stride, columns, depth, add)
-
-
-cdef inline void pack_along(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor,
-                            float *out) noexcept nogil:
-    """out [count, words]: rows times factor, for products that add up over head_dim."""
-    if op.pairs:
-        pack_neighbours(x, stride, count, op.head_dim, factor, out, op.words)
-    else:
-        pack_rows(x, stride, count, op.head_dim, factor, out, op.words)
-
-
-cdef inline void pack_across(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor,
-                             float *out) noexcept nogil:
-    """out [count or count / 2, dim]: the same rows for products that add up over them; of tiles a whole number."""
-    cdef ptrdiff_t rows = (count + 1) // 2
-    if op.pairs:
-        pack_couples(x, stride, count, op.head_dim, factor, out, op.dim)
-        if op.tiles:
-            memset(out + rows * op.dim, 0, sizeof(float) * ((rows + AMX_WORDS - 1) // AMX_WORDS * AMX_WORDS - rows) * op.dim)
-    else:
-        pack_rows(x, stride, count, op.head_dim, factor, out, op.dim)
-
-
-cdef inline void pack_turned(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float *rounded,
-                             float *out) noexcept nogil:
-    """out [depth, KEY_TILE]: pack_along's rows as columns; rounded [KEY_TILE, words] is scratch."""
-    if op.pairs:
-        pack_neighbours(x, stride, count, op.head_dim, 1, rounded, op.words)
-        pack_transposed(rounded, op.words, count, op.depth, out, KEY_TILE)
-    else:
-        pack_transposed(x, stride, count, op.head_dim, out, KEY_TILE)
 
 
 # ---- one row of a tile of scores, columns wide.first..wide.end-1 ----

@@ -9,7 +9,9 @@
 
 #include "amx.h"
 #include "bfloat16.h"
+#include "attention/rows.h"
 #include "matmul/tile.h"
+#include "parts.h"
 #include "vec.h"
 
 #if VF_REGISTERS == 32
@@ -18,6 +20,8 @@
 #define VALUE_VECTORS 2
 #endif
 #define VALUE_ROWS 4 /* divides VF_WIDTH: a group of keys stays in one vector */
+enum { TILE_STEPS = KEY_TILE / PARTS_STEP }; /* of a tile of keys, or of queries, in parts */
+#define BACKWARD_TILES (AMX ? 6 : 4) /* of keys, which a tile of queries meets once it is packed, where that takes long */
 #define MOST_ROWS (AMX ? AMX_BAND_ROWS : VALUE_ROWS) /* that a product of any kind makes together */
 
 VEC_INLINE void multiply_rows(const float *a, ptrdiff_t a_row, ptrdiff_t a_step, ptrdiff_t rows, const float *b,
