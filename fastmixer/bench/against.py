@@ -107,7 +107,8 @@ def markdown(outcomes: list[Outcome], about: dict[str, str], more: str = "") -> 
         "",
         "Written by `fastmixer bench --against all --long --markdown benchmarks/RESULTS.md`; ours and each peer in turn,",
         "in one run. Where the peer is the machine's own peak (as many multiply-adds from registers), the ratio is the",
-        "share of it that ours reaches. AVX2: both are held to it. Names of products: tokens x out x in.",
+        "share of it that ours reaches (AMX tiles make float32 products too, and may pass it). AVX2: both are held to it.",
+        "Names of products: tokens x out x in.",
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in about.items()]
