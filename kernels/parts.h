@@ -96,9 +96,9 @@ VEC_INLINE vf step_vector(const int along, const int whole, const float *x, ptrd
     return whole ? vf_load(x + i * row) : i < depth ? vf_load_first(x + i * row, width) : vf_zero();
 }
 
-/* The first rows of words of one step's tiles. along: x [PARTS_TILE, PARTS_STEP], k along its rows; else x [PARTS_STEP, PARTS_TILE]. Rows are `row` floats
- * apart; of k there are `depth`, of the other `width`, zeros behind. turned: not as x lies. Adds what is left of each number (0, or
- * NaN where that is not finite) to `left`. */
+/* The first `rows` rows of words of one step's tiles. along: x [PARTS_TILE, PARTS_STEP], k along its rows; else x [PARTS_STEP,
+ * PARTS_TILE]. Rows are `row` floats apart; of k there are `depth`, of the other `width`, zeros behind. turned: not as x lies. Adds what
+ * is left of each number (0, or NaN where that is not finite) to `left`. */
 VEC_INLINE vf step_of_parts(const int along, const int turned, const int whole, const int rows, const float *x, ptrdiff_t row, ptrdiff_t depth,
                             ptrdiff_t width, float *out, vf left) {
     vf square[2 * PARTS_TILE];
@@ -230,7 +230,7 @@ VEC_INLINE void parts_multiply(const int band, const int across, const float *a,
     const float *a_low = a + a_tile, *b_right = b + b_tile;
     float *out_low = out + AMX_ROWS * out_row;
     const ptrdiff_t out_bytes = 4 * out_row;
-    const unsigned mode = _mm_getcsr();
+    const unsigned mode = work ? _mm_getcsr() : 0;
     LinesAsk written, read; /* copies that registers hold */
     if (work) written = *out_ask, read = work->ask, _mm_setcsr(mode | MXCSR_NO_DENORMALS);
     if (add) {

@@ -38,8 +38,9 @@ cdef inline BackwardTile carve_backward(const Attention *op, ptrdiff_t rows) noe
     t.split = t.d_scores + MOST_ROWS * KEY_TILE
     t.queries = t.split + 2 * MOST_ROWS * KEY_TILE
     t.d_outs = t.queries + QUERY_TILE * room
-    t.queries_across = t.d_outs + QUERY_TILE * room if op.pairs or op.split else t.queries
-    t.d_outs_across = t.queries_across + QUERY_TILE * room if op.pairs or op.split else t.d_outs
+    t.queries_across, t.d_outs_across = t.queries, t.d_outs
+    if op.pairs or op.split:  # other words than those along head_dim
+        t.queries_across, t.d_outs_across = t.d_outs + QUERY_TILE * room, t.d_outs + 2 * QUERY_TILE * room
     t.rounded = t.d_outs + 3 * QUERY_TILE * room
     t.keys_t = t.rounded + KEY_TILE * room
     t.values_t = t.keys_t + KEY_TILE * room
@@ -100,7 +101,7 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     cdef Span span = span_of(op, task // op.kv_heads % op.sequences)
     cdef ptrdiff_t key = part * op.part_keys, key_end = min(span.nk, key + op.part_keys), keys
     cdef BackwardTile tiles[BACKWARD_TILES]
-    cdef ptrdiff_t most = min(BACKWARD_TILES, (key_end - key + KEY_TILE - 1) // KEY_TILE), j
+    cdef ptrdiff_t most, j
     cdef float *d_queries  # [group, nq or queries, dim]
     cdef ptrdiff_t d_queries_head = span.nq * op.dim, unseen = first_query_of(op, &span, part)
     cdef bint packed
@@ -116,6 +117,7 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
         memset(d_queries + member * d_queries_head + unseen * op.dim, 0, sizeof(float) * (span.nq - unseen) * op.dim)
 
     while key < key_end:
+        most = min(BACKWARD_TILES, (key_end - key + KEY_TILE - 1) // KEY_TILE)
         for j in range(most):
             begin_keys(op, &span, &tiles[j], kv_head, key + j * KEY_TILE, min(KEY_TILE, key_end - key - j * KEY_TILE))
         for member in range(group):
@@ -125,9 +127,8 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
                 count, packed = min(QUERY_TILE, span.nq - first), False
                 for j in range(most):
                     keys = min(KEY_TILE, key_end - key - j * KEY_TILE)
-                    if keys > 0:
-                        backward_tile(op, &span, &tiles[j], head, first, count, key + j * KEY_TILE, keys,
-                                      d_queries + member * d_queries_head + first * op.dim, &packed)
+                    backward_tile(op, &span, &tiles[j], head, first, count, key + j * KEY_TILE, keys,
+                                  d_queries + member * d_queries_head + first * op.dim, &packed)
                 first += QUERY_TILE
         for j in range(most):
             end_keys(op, &span, &tiles[j], kv_head, key + j * KEY_TILE, min(KEY_TILE, key_end - key - j * KEY_TILE))
@@ -144,14 +145,11 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
 
 
 cdef inline void begin_keys(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t kv_head, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
-    cdef const float *k
-    cdef const float *v
-    if keys <= 0:
-        return
-    k, v = row_of(&op.k, span.batch, kv_head, span.k_start + key), row_of(&op.v, span.batch, kv_head, span.k_start + key)
+    cdef const float *k = row_of(&op.k, span.batch, kv_head, span.k_start + key)
+    cdef const float *v = row_of(&op.v, span.batch, kv_head, span.k_start + key)
     pack_turned(op, k, op.k.row, keys, t.rounded, t.keys_t)
     pack_turned(op, v, op.v.row, keys, t.rounded, t.values_t)
-    pack_across(op, k, op.k.row, keys, 1, t.keys)
+    pack_across(op, k, op.k.row, keys, 1, NULL, t.keys)
     memset(t.d_keys, 0, sizeof(float) * KEY_TILE * op.dim)
     memset(t.d_values, 0, sizeof(float) * KEY_TILE * op.dim)
 
@@ -159,8 +157,6 @@ cdef inline void begin_keys(Attention *op, const Span *span, const BackwardTile 
 cdef inline void end_keys(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t kv_head, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
     cdef ptrdiff_t i
     for i in range(keys):
-        if op.split:  # the queries that met d_scores were not scaled
-            scale_row(t.d_keys + i * op.dim, op.scale, op.dim)
         copy_row(row_of(&op.d_k, span.batch, kv_head, span.k_start + key + i), t.d_keys + i * op.dim, op.head_dim)
         copy_row(row_of(&op.d_v, span.batch, kv_head, span.k_start + key + i), t.d_values + i * op.dim, op.head_dim)
 
@@ -231,11 +227,11 @@ cdef inline void by_turned_tiles(const Attention *op, const float *couples, ptrd
 cdef inline void pack_queries(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t row, ptrdiff_t count) noexcept nogil:
     cdef const float *q = row_of(&op.q, span.batch, head, row)
     cdef const float *d_out = row_of(&op.d_out, span.batch, head, row)
-    pack_along(op, q, op.q.row, count, op.scale, t.queries_across, t.queries)
+    pack_along(op, q, op.q.row, count, op.scale, t.d_outs, t.queries)
+    if t.queries_across != t.queries:
+        pack_across(op, q, op.q.row, count, op.scale, t.d_outs, t.queries_across)
+        pack_across(op, d_out, op.d_out.row, count, 1, NULL, t.d_outs_across)
     pack_along(op, d_out, op.d_out.row, count, 1, NULL, t.d_outs)
-    if op.pairs or op.split:
-        pack_across(op, q, op.q.row, count, op.scale, t.queries_across)
-        pack_across(op, d_out, op.d_out.row, count, 1, t.d_outs_across)
 
 
 cdef void add_turned_parts(const Attention *op, const float *weights, ptrdiff_t count, ptrdiff_t keys, const float *across, float *split,

@@ -57,7 +57,7 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
     while key < key_end:
         keys = min(KEY_TILE, span.nk - key)
         pack_turned(op, row_of(&op.k, span.batch, kv_head, span.k_start + key), op.k.row, keys, t.rounded, t.keys_t)
-        pack_across(op, row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, 1, t.values)
+        pack_across(op, row_of(&op.v, span.batch, kv_head, span.k_start + key), op.v.row, keys, 1, NULL, t.values)
         i = 0
         while i < count:
             if i < min(KEY_TILE, key_end - key - KEY_TILE):

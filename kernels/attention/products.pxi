@@ -14,12 +14,11 @@ cdef inline Range words_of(const Attention *op, Range items) noexcept nogil:
 
 cdef inline void pack_along(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor, float *scaled,
                             float *out) noexcept nogil:
-    """out [count, words]: rows times factor, of which a product is the left factor; scaled [count, dim] is scratch."""
+    """out [count, words]: rows times factor, of which a product is the left factor; scaled [count, dim] is scratch for another
+    factor than 1."""
     cdef ptrdiff_t i
     if op.split:
-        if factor != 1:
-            pack_rows(x, stride, count, op.head_dim, factor, scaled, op.dim)
-            x, stride = scaled, op.dim
+        x = scaled_rows(op, x, &stride, count, factor, scaled)
         for i from 0 <= i < count by PARTS_TILE:
             parts_of_a(True, x + i * stride, stride, op.head_dim, min(PARTS_TILE, count - i), out + i * op.words)
     elif op.pairs:
@@ -28,11 +27,12 @@ cdef inline void pack_along(const Attention *op, const float *x, ptrdiff_t strid
         pack_rows(x, stride, count, op.head_dim, factor, out, op.words)
 
 
-cdef inline void pack_across(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor,
+cdef inline void pack_across(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float factor, float *scaled,
                              float *out) noexcept nogil:
-    """out [count or count / 2, dim]: the same rows, of which it is the right factor (in parts: not scaled)."""
+    """out [count or count / 2, dim]: the same rows, of which it is the right factor."""
     cdef ptrdiff_t rows = (count + 1) // 2, column
     if op.split:
+        x = scaled_rows(op, x, &stride, count, factor, scaled)
         for column from 0 <= column < op.dim by PARTS_TILE:
             parts_of_b(
                 False, x + column, stride, count, min(PARTS_TILE, op.head_dim - column), out + column // PARTS_TILE * TILE_STEPS * PARTS_FLOATS
@@ -43,6 +43,16 @@ cdef inline void pack_across(const Attention *op, const float *x, ptrdiff_t stri
             memset(out + rows * op.dim, 0, sizeof(float) * ((rows + AMX_WORDS - 1) // AMX_WORDS * AMX_WORDS - rows) * op.dim)
     else:
         pack_rows(x, stride, count, op.head_dim, factor, out, op.dim)
+
+
+cdef inline const float *scaled_rows(const Attention *op, const float *x, ptrdiff_t *stride, ptrdiff_t count, float factor,
+                                     float *scaled) noexcept nogil:
+    """Where rows times factor lie, and how far apart: x itself, or `scaled`."""
+    if factor == 1:
+        return x
+    pack_rows(x, stride[0], count, op.head_dim, factor, scaled, op.dim)
+    stride[0] = op.dim
+    return scaled
 
 
 cdef inline void pack_turned(const Attention *op, const float *x, ptrdiff_t stride, ptrdiff_t count, float *rounded,

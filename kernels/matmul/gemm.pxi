@@ -147,12 +147,12 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     # A transposed (a weight's gradient): each k is another page, so blocks of A are packed. An Ice Lake, whose two FMA
     # units take 12 cycles for a k, is 1.2-1.6 times as fast for it; pairs on a Zen 4: 0.72 -> 0.86 of the bfloat16 peak.
     g.pack_a = g.a_k != 1  # and a_row is 1
+    g.plain, g.threads = is_plain(g), pool_threads()
     if AMX and g.pairs and g.k > 0:
         return gemm_by_tiles(g)
     if worth_parts(g):
         return gemm_by_parts(g)
     # Even row blocks; a few panels a task, fewer where that leaves too few tasks. What a sum is made of depends on the shape only.
-    g.threads = pool_threads()
     g.row_block = even_block(g.m, PACKED_ROWS if g.pack_a else ROW_BLOCK, TILE_ROWS)
     row_blocks = (g.m + g.row_block - 1) // g.row_block
     g.k_block = even_block(g.k, K_BLOCK, LINE)
@@ -166,7 +166,6 @@ cdef int gemm(GemmTask *g) except -1 nogil:
         g.column_tasks += 1
         g.column_panels = (panels + g.column_tasks * GROUP_PANELS - 1) // (g.column_tasks * GROUP_PANELS) * GROUP_PANELS
         g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
-    g.plain = is_plain(g)
     g.tasks = row_blocks * g.column_tasks
     if g.k == 0:
         return pool_run(gemm_empty_sum, g, g.tasks)

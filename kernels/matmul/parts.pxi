@@ -35,7 +35,6 @@ cdef int gemm_by_parts(GemmTask *g) except -1 nogil:
     """out [m, n] as gemm has it. Blocks of k depend on the shape only, so threads change no sum; they decide how out is divided, as
     each task splits A's rows and B's columns anew."""
     cdef ptrdiff_t panels = (g.n + PARTS_SIDE - 1) // PARTS_SIDE, rows = PARTS_ROWS, row_blocks
-    g.threads = pool_threads()
     g.row_block = even_block(g.m, rows, PARTS_SIDE)
     while rows > 2 * PARTS_SIDE and g.n * g.m < g.threads * g.row_block * g.row_block:  # tasks would be narrower than high
         rows //= 2
@@ -47,7 +46,7 @@ cdef int gemm_by_parts(GemmTask *g) except -1 nogil:
     g.column_panels = (panels + g.column_tasks - 1) // g.column_tasks
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.k_block = even_block(g.k, PARTS_DEPTH, PARTS_STEP)
-    g.plain, g.tasks = is_plain(g), row_blocks * g.column_tasks
+    g.tasks = row_blocks * g.column_tasks
     return pool_run(parts_block, g, g.tasks)
 
 

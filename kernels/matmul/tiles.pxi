@@ -26,7 +26,6 @@ cdef int gemm_by_tiles(GemmTask *g) except -1 nogil:
     """out [m, n] as gemm has it, of pairs."""
     cdef ptrdiff_t panels = (g.n + TILE_COLUMNS - 1) // TILE_COLUMNS
     cdef ptrdiff_t row_blocks
-    g.threads = pool_threads()
     g.row_block = even_block(g.m, SWEPT_ROWS if g.pack_a else PANEL_ROWS, BAND_ROWS)
     row_blocks = (g.m + g.row_block - 1) // g.row_block
     g.k_block = even_block(g.k, K_BLOCK, LINE)
@@ -36,7 +35,6 @@ cdef int gemm_by_tiles(GemmTask *g) except -1 nogil:
         g.column_panels = max(2, min(8, panels * row_blocks // (TASKS_A_THREAD * g.threads)))
     g.column_tasks = (panels + g.column_panels - 1) // g.column_panels
     g.column_panels = (panels + g.column_tasks - 1) // g.column_tasks
-    g.plain = is_plain(g)
     g.tasks = row_blocks * g.column_tasks
     return pool_run(swept_block if g.pack_a else panel_block, g, g.tasks)
 

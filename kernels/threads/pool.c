@@ -25,7 +25,7 @@ enum {
     SIGNAL_CHECK_NANOSECONDS = 50000000, /* Ctrl-C is looked for this often inside a long region */
     SCRATCH_ALIGNMENT = 4096,
     HUGE_PAGE = 1 << 21,
-    BARRED_NANOSECONDS = 10000000, /* another processor is barred no sooner: callers may take turns */
+    BARRED_NANOSECONDS = 10000000, /* no sooner is another processor barred, or tried: callers may take turns */
 };
 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -77,7 +77,7 @@ static int64_t barred_at;
 
 static void tell_worker_id(int index) { atomic_store(&worker_ids[index], (int)syscall(SYS_gettid)); }
 
-static void forget_workers(void) { memset(worker_ids, 0, sizeof worker_ids); }
+static void forget_worker_ids(void) { memset(worker_ids, 0, sizeof worker_ids); }
 
 static void forget_barred_cpu(void) { barred_cpu = -1, barred_at = 0; }
 
@@ -88,10 +88,12 @@ static void bar_callers_cpu(int threads) {
     cpu_set_t others;
     const int cpu = sched_getcpu();
     if (cpu < 0 || cpu == barred_cpu || atomic_load_explicit(&spin_rounds, memory_order_relaxed) == 0) return;
-    if (nanoseconds() - barred_at < BARRED_NANOSECONDS) return;
+    const int64_t now = nanoseconds();
+    if (now - barred_at < BARRED_NANOSECONDS) return;
+    barred_at = now;
     if (sched_getaffinity(0, sizeof others, &others) != 0 || CPU_COUNT(&others) < threads) return;
     CPU_CLR(cpu, &others);
-    barred_cpu = cpu, barred_at = nanoseconds();
+    barred_cpu = cpu;
     for (int i = 1; i <= started_workers; i++) {
         const int id = atomic_load(&worker_ids[i]);
         if (id == 0 || sched_setaffinity(id, sizeof others, &others) != 0) barred_cpu = -1; /* once more, later */
@@ -99,7 +101,7 @@ static void bar_callers_cpu(int threads) {
 }
 #else
 static void tell_worker_id(int index) { (void)index; }
-static void forget_workers(void) {}
+static void forget_worker_ids(void) {}
 static void forget_barred_cpu(void) {}
 static void bar_callers_cpu(int threads) { (void)threads; }
 #endif
@@ -265,7 +267,7 @@ static void forget_workers_in_child(void) {
     atomic_store(&open_region, 0);
     atomic_store(&epoch, 0);
     started_workers = 0;
-    forget_workers();
+    forget_worker_ids();
     forget_barred_cpu();
     inside_region = 0;
     atomic_flag_clear(&busy);
