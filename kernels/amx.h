@@ -19,6 +19,25 @@ enum {
     AMX_BAND_COLUMNS = AMX_ACROSS * AMX_WORDS,
 };
 
+/* Lines that memory is asked for while tiles are multiplied, some at a time: in bursts they would take the 16 places for lines on their
+ * way from those that are needed now. */
+typedef struct {
+    const float *at; /* a row of so many lines, of which the first `line` are done; the next one is `row` floats on */
+    ptrdiff_t row, lines, line;
+    ptrdiff_t left, a_time;
+} LinesAsk;
+
+typedef struct {
+    LinesAsk read, written;
+} TilesAsk;
+
+/* Rows of so many floats, in so many times. */
+static void spread_lines(LinesAsk *ask, const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t times) {
+    const ptrdiff_t within = (ptrdiff_t)((uintptr_t)x / sizeof(float) % AMX_WORDS); /* a line: NumPy's large arrays begin so */
+    ask->at = x - within, ask->row = row, ask->line = 0, ask->lines = (within + columns + AMX_WORDS - 1) / AMX_WORDS;
+    ask->left = rows * ask->lines, ask->a_time = (ask->left + times - 1) / times;
+}
+
 #if defined(__AMX_BF16__)
 #define AMX 1
 
@@ -68,19 +87,13 @@ static int tiles_can_begin(void) { return system_allows_tiles(); }
 #define ZERO_SUMS(tile, place) TILE_ZERO(tile)
 #define STORE_SUMS(tile, place) TILE_STORE(tile, place, out_bytes)
 
-/* What a product asks memory for while it multiplies, a part at each step of k: in bursts it would take the 16 places for lines
- * on their way from those that are needed now. */
-typedef struct {
-    const float *next;    /* read soon, from first to last: */
-    ptrdiff_t next_lines; /* so many lines a step */
-    const float *out;     /* written soon: rows of AMX_BAND_COLUMNS, out_row apart; */
-    ptrdiff_t out_row, out_rows, rows_a_step; /* so many are left, and asked for at a step */
-} TilesAsk;
-
-VEC_INLINE void tiles_ask(TilesAsk *asks) {
-    for (ptrdiff_t i = 0; i < asks->next_lines; i++, asks->next += AMX_WORDS) __builtin_prefetch(asks->next, 0, 2);
-    for (ptrdiff_t i = 0; i < asks->rows_a_step && asks->out_rows > 0; i++, asks->out += asks->out_row, asks->out_rows--)
-        for (int j = 0; j < AMX_ACROSS; j++) __builtin_prefetch(asks->out + j * AMX_WORDS, 1, 2);
+VEC_INLINE void ask_for_lines(LinesAsk *ask, const int written) {
+    ptrdiff_t count = ask->left < ask->a_time ? ask->left : ask->a_time;
+    ask->left -= count;
+    for (; count > 0; count--) {
+        __builtin_prefetch(ask->at + ask->line * AMX_WORDS, written, 2);
+        if (++ask->line == ask->lines) ask->line = 0, ask->at += ask->row;
+    }
 }
 
 /* out [band * AMX_ROWS][across * AMX_WORDS] = (out if add) + A [.., depth] B [depth, ..], depth in whole tiles of words; rows of A, B
@@ -90,15 +103,15 @@ VEC_INLINE void tiles_multiply(const int band, const int across, const float *a,
     const float *a_low = a + AMX_ROWS * a_row;
     float *out_low = out + AMX_ROWS * out_row;
     const ptrdiff_t a_bytes = 4 * a_row, b_bytes = 4 * b_row, out_bytes = 4 * out_row;
-    TilesAsk left; /* a copy that registers hold */
-    if (asks) left = *asks;
+    LinesAsk read, written; /* copies that registers hold */
+    if (asks) read = asks->read, written = asks->written;
     if (add) {
         FOR_SUMS(LOAD_SUMS);
     } else {
         FOR_SUMS(ZERO_SUMS);
     }
     for (ptrdiff_t k = 0; k < depth; k += AMX_WORDS, a += AMX_WORDS, a_low += AMX_WORDS, b += AMX_WORDS * b_row) {
-        if (asks) tiles_ask(&left);
+        if (asks) ask_for_lines(&read, 0), ask_for_lines(&written, 1);
         TILE_LOAD(6, a, a_bytes);
         TILE_LOAD(7, b, b_bytes);
         TILE_DOT(0, 6, 7);
@@ -186,10 +199,6 @@ static __attribute__((noinline)) void tiles_of_panel(ptrdiff_t rows, const float
 
 #else
 #define AMX 0
-typedef struct {
-    const float *next, *out;
-    ptrdiff_t next_lines, out_row, out_rows, rows_a_step;
-} TilesAsk;
 static int tiles_can_begin(void) { return 1; }
 /* Never called. */
 static void tiles_begin(void) {}

@@ -16,17 +16,9 @@ enum {
     PARTS_TILE = AMX_ROWS, /* rows of A, or columns of B, in a tile */
     PARTS_STEP = 2 * AMX_WORDS, /* numbers along k in one */
     PARTS_FLOATS = PARTS * AMX_ROWS * AMX_WORDS, /* a step's tiles of all parts, as they lie in memory */
-    PARTS_STEP_ASKS = 6, /* products of parts, after each of which memory is asked for some lines of out */
+    PARTS_STEP_ASKS = 6, /* products of parts, after each of which memory is asked for some lines */
     PARTS_BAND = 2, /* tiles of A, and of B, that a product takes at once: with four of sums, all eight registers */
 };
-
-/* Lines that memory is asked for, some after each product of parts: in bursts they would take the 16 places for lines on their way
- * from those that are needed now. */
-typedef struct {
-    const float *at; /* a row of so many lines, of which the first `line` are done; the next one is `row` floats on */
-    ptrdiff_t row, lines, line;
-    ptrdiff_t left, a_time;
-} LinesAsk;
 
 /* What a product does besides: a panel of B is split while the one before is multiplied, as tiles leave the vector units idle, and
  * memory answers late. */
@@ -42,24 +34,7 @@ typedef struct {
     vf left;      /* NaN once a number was not finite */
 } PartsWork;
 
-/* Rows of so many floats, within so many steps of a product. */
-static void spread_lines(LinesAsk *ask, const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t product_steps) {
-    const ptrdiff_t times = PARTS_STEP_ASKS * product_steps;
-    const ptrdiff_t within = (ptrdiff_t)((uintptr_t)x / sizeof(float) % AMX_WORDS); /* a line: NumPy's large arrays begin so */
-    ask->at = x - within, ask->row = row, ask->line = 0, ask->lines = (within + columns + AMX_WORDS - 1) / AMX_WORDS;
-    ask->left = rows * ask->lines, ask->a_time = (ask->left + times - 1) / times;
-}
-
 #if AMX
-
-VEC_INLINE void ask_for_lines(LinesAsk *ask, const int written) {
-    ptrdiff_t count = ask->left < ask->a_time ? ask->left : ask->a_time;
-    ask->left -= count;
-    for (; count > 0; count--) {
-        __builtin_prefetch(ask->at + ask->line * AMX_WORDS, written, 2);
-        if (++ask->line == ask->lines) ask->line = 0, ask->at += ask->row;
-    }
-}
 
 /* Numbers below the least normal one become zero, as tiles take them: as they are, each costs an Intel processor 150 cycles. */
 enum { MXCSR_NO_DENORMALS = 0x8040 };
@@ -167,7 +142,7 @@ static void parts_begin_panel(PartsWork *w, int along, const float *x, const flo
     w->done = 0, w->units = 0, w->left = vf_zero();
     w->ask.left = 0;
     if (along || width < PARTS_BAND * PARTS_TILE) {
-        if (product_steps) spread_lines(&w->ask, x, row, along ? width : depth, along ? depth : width, product_steps);
+        if (product_steps) spread_lines(&w->ask, x, row, along ? width : depth, along ? depth : width, PARTS_STEP_ASKS * product_steps);
     } else {
         w->units = depth / PARTS_STEP * STEP_UNITS;
         w->a_step = product_steps ? (w->units + product_steps - 1) / product_steps : 0;

@@ -6,8 +6,6 @@
 cdef extern from "parts.h" nogil:
     ctypedef struct PartsWork:
         pass
-    ctypedef struct LinesAsk:
-        pass
     enum: PARTS_TILE
     enum: PARTS_STEP
     enum: PARTS_FLOATS
@@ -18,7 +16,7 @@ cdef extern from "parts.h" nogil:
     bint parts_end_panel(PartsWork *w)
     void parts_product(int band, int across, const float *a, ptrdiff_t a_tile, const float *b, ptrdiff_t b_tile, ptrdiff_t steps,
                        float *out, ptrdiff_t out_row, bint add, const LinesAsk *out_ask, PartsWork *work)
-    void spread_lines(LinesAsk *ask, const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t product_steps)
+    enum: PARTS_STEP_ASKS
 
 cdef enum:
     PARTS_SIDE = PARTS_BAND * PARTS_TILE  # rows of a band, columns of a panel
@@ -127,7 +125,7 @@ cdef void parts_of_panel(GemmTask *g, PartsBlock *p, ptrdiff_t column) noexcept 
     for row from p.row_start <= row < p.row_end by PARTS_SIDE:
         rows = min(PARTS_SIDE, p.row_end - row)
         if p.as_whole:
-            spread_lines(&ask, g.out + row * g.out_row + column, g.out_row, rows, columns, p.steps)
+            spread_lines(&ask, g.out + row * g.out_row + column, g.out_row, rows, columns, PARTS_STEP_ASKS * p.steps)
             parts_product(
                 2 if rows > PARTS_TILE else 1, across, p.a + (row - p.row_start) // PARTS_TILE * tile_floats, tile_floats,
                 p.b, tile_floats, p.steps, p.sums, PARTS_SIDE, False, &ask, &p.next_panel,

@@ -3,11 +3,11 @@
 # Tiles are fast enough that memory decides: in what order blocks are met, and that lines are asked for a few at a time.
 
 cdef extern from "amx.h" nogil:
+    ctypedef struct LinesAsk:
+        pass
     ctypedef struct TilesAsk:
-        const float *next
-        ptrdiff_t next_lines
-        const float *out
-        ptrdiff_t out_row, out_rows, rows_a_step
+        LinesAsk read, written
+    void spread_lines(LinesAsk *ask, const float *x, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t times)
     enum: AMX_WORDS
     enum: AMX_BAND_ROWS
     void tiles_begin()
@@ -46,12 +46,12 @@ cdef void panel_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t bands = (row_end - row_start + BAND_ROWS - 1) // BAND_ROWS
     cdef ptrdiff_t first = task % g.column_tasks * g.column_panels
     cdef ptrdiff_t last = min((g.n + TILE_COLUMNS - 1) // TILE_COLUMNS, first + g.column_panels)
-    cdef ptrdiff_t k_start, depth, panel, row
+    cdef ptrdiff_t k_start, depth, panel, row, at
     cdef const float *following = NULL
     cdef const float *b
     cdef float *packed = <float *>pool_scratch(sizeof(float) * g.k_block * TILE_COLUMNS) if g.packed_b == NULL else NULL
     cdef TilesAsk asks
-    asks.next, asks.next_lines = NULL, 0
+    memset(&asks, 0, sizeof(TilesAsk))
     tiles_begin()
     for k_start from 0 <= k_start < g.k by g.k_block:
         depth = min(g.k_block, g.k - k_start)
@@ -72,8 +72,8 @@ cdef void panel_block(void *argument, ptrdiff_t task) noexcept nogil:
                     following = g.packed_b + (task + g.threads) % g.column_tasks * g.column_panels * g.packed_panel
             for row from row_start <= row < row_end by BAND_ROWS:
                 if following != NULL:
-                    asks.next = following + (row - row_start) // BAND_ROWS * depth * TILE_COLUMNS // bands // LINE * LINE
-                    asks.next_lines = (TILE_COLUMNS * AMX_WORDS // LINE + bands - 1) // bands
+                    at = (row - row_start) // BAND_ROWS * depth * TILE_COLUMNS // bands
+                    spread_lines(&asks.read, following + at, 0, 1, depth * TILE_COLUMNS // bands, tile_steps(depth))
                 ask_for_out(g, &asks, row, row_end, panel * TILE_COLUMNS, depth)
                 multiply_band(
                     g, g.a + row * g.a_row + k_start, g.a_row, b, row, min(BAND_ROWS, row_end - row), panel, k_start, depth, &asks
@@ -92,7 +92,7 @@ cdef void swept_block(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t k_start, depth, panel, row
     cdef float *turned = <float *>pool_scratch(sizeof(float) * g.k_block * g.row_block)
     cdef TilesAsk asks
-    asks.next, asks.next_lines = NULL, 0
+    memset(&asks, 0, sizeof(TilesAsk))
     tiles_begin()
     for k_start from 0 <= k_start < g.k by g.k_block:
         depth = min(g.k_block, g.k - k_start)
@@ -110,13 +110,19 @@ cdef void swept_block(void *argument, ptrdiff_t task) noexcept nogil:
     tiles_end()
 
 
+cdef inline ptrdiff_t tile_steps(ptrdiff_t depth) noexcept nogil:
+    """After how many products of tiles memory is asked for something, over so many words."""
+    return max(1, depth // AMX_WORDS)
+
+
 cdef inline void ask_for_out(const GemmTask *g, TilesAsk *asks, ptrdiff_t row, ptrdiff_t row_end, ptrdiff_t column,
                              ptrdiff_t depth) noexcept nogil:
     """Ask for a tile's place in out while `depth` words are multiplied."""
-    cdef ptrdiff_t steps = max(1, depth // AMX_WORDS)
-    asks.out, asks.out_row = g.out + row * g.out_row + (column // 2 if g.stores_pairs else column), g.out_row
-    asks.out_rows = max(0, min(BAND_ROWS, row_end - row))
-    asks.rows_a_step = (BAND_ROWS + steps - 1) // steps
+    cdef ptrdiff_t columns = min(TILE_COLUMNS, g.n - column), halves = 2 if g.stores_pairs else 1
+    spread_lines(
+        &asks.written, g.out + row * g.out_row + column // halves, g.out_row, max(0, min(BAND_ROWS, row_end - row)), columns // halves,
+        tile_steps(depth),
+    )
 
 
 cdef void multiply_band(
