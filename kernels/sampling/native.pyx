@@ -1,5 +1,6 @@
 """Drawing the next token from logits. Instead of sorting, top-k and top-p find the value at which enough tokens (or
-enough probability) have been passed, in three histograms over the bits of the numbers.
+enough probability) have been passed, in three histograms over the bits of the numbers. Before that the many tokens that
+cannot be among them are dropped, by a bound and the largest logit of each block.
 
 Rows are independent: a row is a task.
 """
@@ -11,6 +12,7 @@ from libc.string cimport memcpy, memset
 
 cdef enum:
     BINS = 2048
+    PEAK_BLOCK = 64  # values that are passed over at once where the largest of them is not kept
     DRAW_BLOCK = 1024  # weights that are summed before the draw looks into them one by one
     DRAW_LANES = 8  # independent sums in a block: a multiple of nothing the ISA knows, so all levels draw alike
 
@@ -36,16 +38,15 @@ cdef inline float ranked_value(uint64_t bits) noexcept nogil:
     return value
 
 
-cdef ptrdiff_t keep_best(float *values, int32_t *ids, ptrdiff_t count, double needed, bint by_weight) noexcept nogil:
-    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight), and their ids, in
-    the order they stand in; returns how many. Among equals the first stay.
-    """
+cdef float last_kept(const float *values, ptrdiff_t count, double needed, bint by_weight, double *passed) noexcept nogil:
+    """The least of the fewest largest values that reach `needed` (their number, or their sum if by_weight); passed: what those
+    above it bring."""
     cdef double histogram[BINS]
     cdef uint64_t threshold = 0, bits  # the leading bits of the last value kept
-    cdef double passed = 0  # what the values above the threshold bring
     cdef float lowest, highest
     cdef int step, shift, width, last
-    cdef ptrdiff_t i, kept = 0
+    cdef ptrdiff_t i
+    passed[0] = 0
     # 11, 11 and 10 bits more of the threshold at a time
     for step in range(3):
         shift = 21 if step == 0 else 10 if step == 1 else 0
@@ -60,12 +61,21 @@ cdef ptrdiff_t keep_best(float *values, int32_t *ids, ptrdiff_t count, double ne
             if bits >> width == threshold:
                 histogram[bits & ((1 << width) - 1)] += values[i] if by_weight else 1.0
         last = (1 << width) - 1
-        while last > 0 and passed + histogram[last] < needed:
-            passed += histogram[last]
+        while last > 0 and passed[0] + histogram[last] < needed:
+            passed[0] += histogram[last]
             last -= 1
         threshold = threshold << width | <uint64_t>last
+    return ranked_value(threshold)
+
+
+cdef ptrdiff_t keep_best(float *values, int32_t *ids, ptrdiff_t count, double needed, bint by_weight) noexcept nogil:
+    """Keep the fewest largest values that reach `needed` (their number, or their sum if by_weight), and their ids, in
+    the order they stand in; returns how many. Among equals the first stay.
+    """
+    cdef double passed
+    cdef float lowest = last_kept(values, count, needed, by_weight, &passed)
+    cdef ptrdiff_t i, kept = 0
     # all above it stay, and of those equal to it the ones that are still needed
-    lowest = ranked_value(threshold)
     for i in range(count):
         if values[i] < lowest:
             continue
@@ -75,6 +85,43 @@ cdef ptrdiff_t keep_best(float *values, int32_t *ids, ptrdiff_t count, double ne
             passed += values[i] if by_weight else 1.0
         values[kept], ids[kept] = values[i], ids[i]
         kept += 1
+    return kept
+
+
+cdef ptrdiff_t find_peaks(const float *values, ptrdiff_t count, float *peaks) noexcept nogil:
+    """peaks: the largest of each PEAK_BLOCK of values; returns how many."""
+    cdef ptrdiff_t start = 0, i, blocks = 0
+    cdef vf largest
+    while start + PEAK_BLOCK <= count:
+        largest = vf_load(values + start)
+        i = VF_WIDTH
+        while i < PEAK_BLOCK:
+            largest = vf_max(largest, vf_load(values + start + i))
+            i += VF_WIDTH
+        peaks[blocks] = vf_largest(largest)
+        blocks += 1
+        start += PEAK_BLOCK
+    if start < count:
+        peaks[blocks] = values[start]
+        for i in range(start + 1, count):
+            peaks[blocks] = max(peaks[blocks], values[i])
+        blocks += 1
+    return blocks
+
+
+cdef ptrdiff_t keep_at_least(
+    float *values, int32_t *ids, ptrdiff_t count, float least, const float *peaks
+) noexcept nogil:
+    """Of values that stand at their ids and have these peaks, keep those of at least `least`, and write their ids; returns how many."""
+    cdef ptrdiff_t start = 0, stop = 0, block = 0, i, kept = 0
+    while stop < count:
+        start, stop = stop, min(stop + PEAK_BLOCK, count)
+        if peaks[block] >= least:
+            for i in range(start, stop):
+                # stored in any case, and written over by the next: which ones stay cannot be guessed
+                values[kept], ids[kept] = values[i], <int32_t>i
+                kept += values[kept] >= least
+        block += 1
     return kept
 
 
@@ -141,61 +188,68 @@ cdef struct Sample:
     int64_t *out
 
 
-cdef float row_largest(const float *row, ptrdiff_t vocab) noexcept nogil:
-    cdef vf a = vf_set(-INFINITY), b = a
-    cdef float largest
+cdef ptrdiff_t keep_top_k(float *logits, int32_t *ids, ptrdiff_t vocab, ptrdiff_t top_k, const float *peaks, ptrdiff_t blocks) noexcept nogil:
+    """Keep the top_k largest of logits [vocab] and write their ids; returns how many."""
+    cdef double passed
+    cdef float least = -INFINITY
+    if top_k <= blocks:  # as many blocks hold a value of this size, so top_k values do
+        least = last_kept(peaks, blocks, <double>top_k, False, &passed)
+    return keep_best(logits, ids, keep_at_least(logits, ids, vocab, least, peaks), <double>top_k, False)
+
+
+cdef void weigh(float *logits, ptrdiff_t count, float largest, double temperature) noexcept nogil:
+    """logits [count] become e^((logit - largest) / temperature)."""
+    cdef vf shift = vf_set(largest), warmth = vf_set(<float>temperature)
     cdef ptrdiff_t i = 0
-    while i + 2 * VF_WIDTH <= vocab:
-        a = vf_max(a, vf_load(row + i))
-        b = vf_max(b, vf_load(row + i + VF_WIDTH))
-        i += 2 * VF_WIDTH
-    largest = vf_largest(vf_max(a, b))
-    while i < vocab:
-        largest = row[i] if row[i] > largest else largest
-        i += 1
-    return largest
+    while i + VF_WIDTH <= count:
+        vf_store(logits + i, vf_exp(vf_div(vf_sub(vf_load(logits + i), shift), warmth)))
+        i += VF_WIDTH
+    if i < count:
+        vf_store_first(
+            logits + i, vf_exp(vf_div(vf_sub(vf_load_first(logits + i, count - i), shift), warmth)), count - i
+        )
+
+
+cdef ptrdiff_t keep_top_p(float *weights, int32_t *ids, ptrdiff_t count, bint all_stand, double top_p, float *peaks) noexcept nogil:
+    """Keep the fewest largest of weights [count] that reach their share top_p; returns how many. all_stand: each stands at its id,
+    and ids are written here."""
+    cdef double total = sum_blocks(weights, count)
+    if all_stand:
+        find_peaks(weights, count, peaks)
+        # All that weigh less bring less than what top-p leaves out. Half of that, as sums are rounded.
+        count = keep_at_least(weights, ids, count, <float>(0.5 * (1 - top_p) * total / count), peaks)
+    return keep_best(weights, ids, count, top_p * total, True)
 
 
 cdef void sample_row(void *argument, ptrdiff_t row) noexcept nogil:
     cdef Sample *s = <Sample *>argument
     cdef float *logits = s.logits + row * s.vocab
     cdef float *weights = logits
-    cdef int32_t *ids = NULL  # of the tokens that are left; NULL: all
-    cdef float largest = row_largest(logits, s.vocab), least = <float>s.min_p
-    cdef vf shift = vf_set(largest), temperature = vf_set(<float>s.temperature)
-    cdef ptrdiff_t count = s.vocab, i = 0
+    cdef float *peaks = <float *>pool_scratch((s.vocab // PEAK_BLOCK + 1 + s.vocab) * sizeof(float))
+    cdef int32_t *ids = <int32_t *>(peaks + s.vocab // PEAK_BLOCK + 1)  # of the tokens that are left
+    cdef ptrdiff_t blocks = find_peaks(logits, s.vocab, peaks)
+    cdef float largest = peaks[0], least = <float>s.min_p
+    cdef bint all_stand = True  # ids have no say yet
+    cdef ptrdiff_t count = s.vocab, i
+    for i in range(blocks):
+        largest = max(largest, peaks[i])
     if s.temperature == 0:
+        i = 0
         while logits[i] != largest:
             i += 1
         s.out[row] = i
         return
-    if 0 < s.top_k < s.vocab or s.top_p < 1:
-        ids = <int32_t *>pool_scratch(s.vocab * sizeof(int32_t))
-        for i in range(s.vocab):
-            ids[i] = <int32_t>i
-    # top-k
     if 0 < s.top_k < s.vocab:
-        count = keep_best(logits, ids, count, <double>s.top_k, False)
-    # temperature; the best token weighs 1
-    i = 0
-    while i + VF_WIDTH <= count:
-        vf_store(weights + i, vf_exp(vf_div(vf_sub(vf_load(logits + i), shift), temperature)))
-        i += VF_WIDTH
-    if i < count:
-        vf_store_first(
-            weights + i,
-            vf_exp(vf_div(vf_sub(vf_load_first(logits + i, count - i), shift), temperature)),
-            count - i,
-        )
-    # top-p: a token stays while those before it have not reached the share
+        count, all_stand = keep_top_k(logits, ids, count, s.top_k, peaks, blocks), False
+    weigh(weights, count, largest, s.temperature)  # the best token weighs 1
     if s.top_p < 1:
-        count = keep_best(weights, ids, count, s.top_p * sum_blocks(weights, count), True)
+        count, all_stand = keep_top_p(weights, ids, count, all_stand, s.top_p, peaks), False
     # min-p
     for i in range(count):
         weights[i] = 0 if weights[i] < least else weights[i]
     # draw
     i = draw(weights, count, s.uniform[row])
-    s.out[row] = i if ids == NULL else ids[i]
+    s.out[row] = i if all_stand else ids[i]
 
 
 def sample(

@@ -112,6 +112,17 @@ def test_top_k_keeps_exactly_k_and_the_lower_of_equals(kernel, kept):
     assert set(run(kernel, logits, top_k=kept, uniform=uniform)) == expected
 
 
+@pytest.mark.parametrize("kept", [1, 5, 12, 200])
+def test_top_k_of_many_equals_keeps_the_lower_ids(kernel, kept):
+    logits = np.full((400, 700), -np.inf, np.float32)
+    logits[:, 64:] = 0  # a block of nothing, then equals in every block, more of them than are kept
+    logits[:, 699] = 1
+    uniform = (np.arange(400) + 0.5) / 400
+    expected = {699, *range(64, 64 + kept - 1)}
+    assert set(run(kernel, logits, top_k=kept, uniform=uniform)) == expected
+    assert set(run(kernel, logits, top_k=kept, top_p=0.9999, temperature=5.0, uniform=uniform)) <= expected
+
+
 def test_top_p_keeps_the_fewest_that_reach_the_share(kernel):
     logits = np.log(np.array([[0.1, 0.4, 0.2, 0.3]] * 1000, np.float32))
     uniform = (np.arange(1000) + 0.5) / 1000
