@@ -91,6 +91,15 @@ VEC_INLINE uint16_t bf16_half(float x) {
     return (uint16_t)((uint32_t)words[0] >> 16);
 }
 
+/* The first or the second number of a pair. */
+VEC_INLINE float bf16_of_pair(float pair, int second) {
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    bits = second ? bits & 0xffff0000u : bits << 16;
+    memcpy(&pair, &bits, sizeof pair);
+    return pair;
+}
+
 /* sum + a.first * b.first + a.second * b.second, in float32. */
 VEC_INLINE vf bf16_dot(vf sum, vf a, vf b) {
 #if defined(__AVX512BF16__)

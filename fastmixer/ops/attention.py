@@ -23,8 +23,9 @@ class _Checked(NamedTuple):
     v: np.ndarray
     spans: np.ndarray
     scale: float
-    causal: bool
-    window: int
+    before: int  # how many keys before and after its own position a query sees, -1: all of them
+    after: int
+    bias: np.ndarray  # float32 [heads, 2 * reach + 1] where reach is the longest distance there is, or [0, 0]
     dropout: float
     seed: int
 
@@ -38,6 +39,8 @@ def attention(
     causal: bool = ...,
     scale: float | None = ...,
     window: int | None = ...,
+    around: int | None = ...,
+    bias: np.ndarray | None = ...,
     dropout: float = ...,
     seed: int = ...,
     query_starts: np.ndarray | None = ...,
@@ -56,6 +59,8 @@ def attention(
     causal: bool = ...,
     scale: float | None = ...,
     window: int | None = ...,
+    around: int | None = ...,
+    bias: np.ndarray | None = ...,
     dropout: float = ...,
     seed: int = ...,
     query_starts: np.ndarray | None = ...,
@@ -73,6 +78,8 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     window: int | None = None,
+    around: int | None = None,
+    bias: np.ndarray | None = None,
     dropout: float = 0.0,
     seed: int = 0,
     query_starts: np.ndarray | None = None,
@@ -82,12 +89,15 @@ def attention(
     out: np.ndarray | None = None,
     return_saved: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """softmax(scale q k^T) v, float32 [batch, heads, queries, head_dim], tile by tile: no [queries, keys] array exists.
+    """softmax(scale q k^T + bias) v, float32 [batch, heads, queries, head_dim], tile by tile: no [queries, keys] array exists.
 
     q: float32 [batch, heads, queries, head_dim]; k, v: float32 [batch, kv_heads, keys, head_dim], where kv_heads divides
     heads and each kv head serves heads / kv_heads heads side by side. They may be strided if head_dim is contiguous.
     causal: a query sees the keys up to its own position; with more keys than queries the queries are the last ones.
-    window: only the last `window` keys up to its position (implies causal). scale: 1 / sqrt(head_dim) if None.
+    window: only the last `window` keys up to its position (implies causal). around: only keys at most so far away, before it or
+    behind (neither with causal nor window). scale: 1 / sqrt(head_dim) if None.
+    bias: float32 [heads, 2 * reach + 1], added to a key's score by its distance from the query, -reach..reach, as those that
+    are further away count (relative positions; Raffel et al. 2019, arXiv 1910.10683).
     dropout: part of the weights dropped, by `seed` and place, so that attention_backward drops the same ones.
     query_starts, key_starts: int64 [sequences + 1]: many sequences packed one after another in a batch of 1, each of
     which sees itself only (key_starts = query_starts if None). key_counts: int64 [batch]: only so many of each batch
@@ -100,7 +110,7 @@ def attention(
     """
     arrays = Arrays("attention")
     check_choice("attention", "precision", precision, PRECISIONS)
-    checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
+    checked = _check(arrays, q, k, v, causal, scale, window, around, bias, dropout, seed, query_starts, key_starts)
     if key_counts is not None:
         _limit_keys(checked, key_counts, packed=query_starts is not None)
     axes = "batch heads queries head_dim"
@@ -128,6 +138,8 @@ def attention_backward(
     causal: bool = False,
     scale: float | None = None,
     window: int | None = None,
+    around: int | None = None,
+    bias: np.ndarray | None = None,
     dropout: float = 0.0,
     seed: int = 0,
     query_starts: np.ndarray | None = None,
@@ -136,14 +148,16 @@ def attention_backward(
     d_q: np.ndarray | None = None,
     d_k: np.ndarray | None = None,
     d_v: np.ndarray | None = None,
+    d_bias: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(d_q, d_k, d_v) of attention, float32 with the shapes of q, k, v, from d_out and what forward saved.
 
-    The weights are computed again, tile by tile. Options must be those of the forward call. Raises as attention.
+    The weights are computed again, tile by tile. Options must be those of the forward call. d_bias: float32 of bias' shape, to
+    which its gradient is added. Raises as attention.
     """
     arrays = Arrays("attention_backward", "attention")
     check_choice("attention_backward", "precision", precision, PRECISIONS)
-    checked = _check(arrays, q, k, v, causal, scale, window, dropout, seed, query_starts, key_starts)
+    checked = _check(arrays, q, k, v, causal, scale, window, around, bias, dropout, seed, query_starts, key_starts)
     axes, kv_axes = "batch heads queries head_dim", "batch kv_heads keys head_dim"
     d_out = arrays.check("d_out", d_out, axes, contiguous=False)
     out = arrays.check("out", out, axes, contiguous=False)
@@ -154,14 +168,21 @@ def attention_backward(
     ):  # fmt: skip
         value = np.empty(like.shape, like.dtype) if value is None else value
         gradients.append(arrays.check_output(name, value, names, contiguous=False))
+    if d_bias is not None:
+        if bias is None:
+            raise ValueError("attention_backward: d_bias is the gradient of bias, which must be given; got None")
+        d_bias = arrays.check_output("d_bias", d_bias, "heads distances")
     if checked.q.size == 0 or checked.k.size == 0 or _leaves_gaps(checked):
         for gradient in gradients:
             gradient[...] = 0
     if checked.q.size or checked.k.size:
-        delta = np.empty(log_sum_exp.shape, log_sum_exp.dtype)
+        delta, d_distances = np.empty(log_sum_exp.shape, log_sum_exp.dtype), np.zeros_like(checked.bias)
         kernel = kernels("attention")
         run = kernel.attention_backward if precision == "float32" else kernel.attention_backward_bfloat16
-        run(d_out, *checked[:3], out, log_sum_exp, *checked[3:], delta, *gradients)
+        run(d_out, *checked[:3], out, log_sum_exp, *checked[3:], delta, *gradients, d_distances)
+        if d_bias is not None:
+            places = _bias_places(d_distances.shape[1] // 2, d_bias.shape[1])
+            np.add.at(d_bias, (slice(None), places), d_distances)
     return gradients[0], gradients[1], gradients[2]
 
 
@@ -174,7 +195,7 @@ def attention_weights(
     attention blend the rows of an identity matrix, in NumPy.
     """
     arrays = Arrays("attention_weights", "attention")
-    checked = _check(arrays, q, k, k, causal, scale, window, 0.0, 0, None, None)
+    checked = _check(arrays, q, k, k, causal, scale, window, None, None, 0.0, 0, None, None)
     batch, heads, queries, _ = checked.q.shape
     keys = checked.k.shape[2]
     identity = np.broadcast_to(np.eye(keys, dtype=checked.q.dtype), (batch, checked.k.shape[1], keys, keys))
@@ -185,8 +206,8 @@ def attention_weights(
 
 
 def _check(
-    arrays: Arrays, q: Any, k: Any, v: Any, causal: bool, scale: Any, window: Any, dropout: Any, seed: Any,
-    query_starts: Any, key_starts: Any,
+    arrays: Arrays, q: Any, k: Any, v: Any, causal: bool, scale: Any, window: Any, around: Any, bias: Any, dropout: Any,
+    seed: Any, query_starts: Any, key_starts: Any,
 ) -> _Checked:  # fmt: skip
     op = arrays.op
     q = arrays.check("q", q, "batch heads queries head_dim", contiguous=False)
@@ -201,11 +222,35 @@ def _check(
         scale = head_dim**-0.5
     check_number(op, "scale", scale)
     dropout, seed = check_dropout(op, dropout, seed)
+    before, after = -1, 0 if causal else -1
+    # those as wide as all there is hide no more than wider ones, and fit the kernels' integers
+    widest = q.shape[2] + k.shape[2]
     if window is not None:
-        # one as wide as the keys hides no more than a wider one, and fits the kernels' integers
-        window = min(check_integer(op, "window", window, at_least=1), max(k.shape[2], 1))
+        before, after = min(check_integer(op, "window", window, at_least=1) - 1, widest), 0
+    if around is not None:
+        if after == 0:
+            raise ValueError(f"{op}: around must be None with causal or window, which hide what is behind; got {around!r}")
+        before = after = min(check_integer(op, "around", around, at_least=0), widest)
     spans = _spans(op, q.shape, k.shape, query_starts, key_starts)
-    return _Checked(q, k, v, spans, float(scale), bool(causal) or window is not None, window or 0, dropout, seed)
+    by_distance = _check_bias(arrays, bias, spans, q.dtype)
+    return _Checked(q, k, v, spans, float(scale), before, after, by_distance, dropout, seed)
+
+
+def _check_bias(arrays: Arrays, bias: Any, spans: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """[heads, 2 * reach + 1] for every distance that occurs among the spans; [0, 0] without a bias."""
+    if bias is None:
+        return np.empty((0, 0), dtype)
+    bias = arrays.check("bias", bias, "heads distances")
+    if bias.shape[1] % 2 == 0:
+        raise ValueError(f"{arrays.op}: bias must have an odd number of distances, -reach..reach; got {bias.shape[1]}")
+    lengths = spans[:, [2, 4]] - spans[:, [1, 3]]  # of queries and of keys
+    return np.ascontiguousarray(bias[:, _bias_places(max(lengths.max(initial=1) - 1, 0), bias.shape[1])])
+
+
+def _bias_places(longest: int, distances: int) -> np.ndarray:
+    """int64 [2 * longest + 1]: which of the distances, -reach..reach, each of -longest..longest counts as."""
+    reach = distances // 2
+    return np.clip(np.arange(-longest, longest + 1), -reach, reach) + reach
 
 
 def _spans(op: str, q_shape: tuple, k_shape: tuple, query_starts: Any, key_starts: Any) -> np.ndarray:

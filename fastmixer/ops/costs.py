@@ -84,14 +84,14 @@ def _feedforward(label: str, times: int) -> Callable[..., Cost]:
 def _attention(label: str, products: float, precision: str = "float32") -> Callable[..., Cost]:
     """products of [queries, keys, head_dim], over the pairs that see each other."""
 
-    def rule(q: Any, spans: Any, causal: Any, window: Any) -> Cost:
+    def rule(q: Any, spans: Any, before: int, after: int) -> Cost:
         pairs = 0
         for _, q_start, q_stop, k_start, k_stop in spans:
-            position = np.arange(q_stop - q_start) + (k_stop - k_start) - (q_stop - q_start)
-            seen = (
-                np.full(len(position), k_stop - k_start) if not (causal or window) else np.clip(position + 1, 0, None)
-            )
-            pairs += int(np.minimum(seen, window).sum() if window else seen.sum())
+            keys = k_stop - k_start
+            position = np.arange(q_stop - q_start) + keys - (q_stop - q_start)
+            first = np.clip(position - before, 0, keys) if before >= 0 else 0
+            end = np.clip(position + after + 1, 0, keys) if after >= 0 else np.full(len(position), keys)
+            pairs += int((end - first).sum())
         return Cost(label, products * 2.0 * pairs * q.shape[1] * q.shape[3], 0.0, precision)
 
     return rule
@@ -99,12 +99,12 @@ def _attention(label: str, products: float, precision: str = "float32") -> Calla
 
 def _attention_forward(precision: str) -> Callable[..., Cost]:
     rule = _attention("attention, forward", 2, precision)
-    return lambda q, k, v, spans, scale, causal, window, *_: rule(q, spans, causal, window)
+    return lambda q, k, v, spans, scale, before, after, *_: rule(q, spans, before, after)
 
 
 def _attention_backward(precision: str) -> Callable[..., Cost]:
     rule = _attention("attention, backward", 5, precision)
-    return lambda d_out, q, k, v, out, lse, spans, scale, causal, window, *_: rule(q, spans, causal, window)
+    return lambda d_out, q, k, v, out, lse, spans, scale, before, after, *_: rule(q, spans, before, after)
 
 
 def _moved(label: str, arrays: float) -> Callable[..., Cost]:

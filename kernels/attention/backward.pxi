@@ -1,5 +1,5 @@
 # Backward: delta of every query; then a task is (sequence, kv head, part of its keys), which owns d_k, d_v of its keys
-# and sums d_q over them, the heads of its group in order; then the parts of d_q are added up, in order.
+# and sums d_q over them, the heads of its group in order; then the parts of d_q and d_bias are added up, in order.
 
 cdef enum:
     BACKWARD_TASKS = 32  # keys are parted until there are so many: the work, never the threads, decides
@@ -21,6 +21,7 @@ cdef struct BackwardTile:
     float *queries_across  # [QUERY_TILE or half of it, dim]: the same for sums over queries
     float *d_outs_across
     float *d_queries  # [group * nq, dim] when there is one part
+    float *d_bias  # [group, distances]: what this task adds up, or NULL
 
 
 cdef inline BackwardTile carve_backward(const Attention *op, ptrdiff_t rows) noexcept nogil:
@@ -88,8 +89,8 @@ cdef inline float *d_q_part(const Attention *op, ptrdiff_t part, ptrdiff_t batch
 
 cdef inline ptrdiff_t first_query_of(const Attention *op, const Span *span, ptrdiff_t part) noexcept nogil:
     """The first query that sees keys of this part; those before it have no sums there (in part 0, which all begin with, zeros)."""
-    if op.causal and part > 0:
-        return max(0, min(span.nq, part * op.part_keys - (span.nk - span.nq)))
+    if op.after >= 0 and part > 0:
+        return max(0, min(span.nq, part * op.part_keys - op.after - (span.nk - span.nq)))
     return 0
 
 
@@ -106,6 +107,10 @@ cdef void backward_part(void *argument, ptrdiff_t task) noexcept nogil:
     cdef ptrdiff_t d_queries_head = span.nq * op.dim, unseen = first_query_of(op, &span, part)
     cdef bint packed
     tiles[0] = carve_backward(op, group * span.nq if op.parts == 1 else 0)
+    tiles[0].d_bias = NULL
+    if op.d_bias != NULL:
+        tiles[0].d_bias = op.d_bias_parts + ((part * op.sequences + span.sequence) * op.heads + kv_head * group) * op.distances
+        memset(tiles[0].d_bias, 0, sizeof(float) * group * op.distances)
     for j in range(1, BACKWARD_TILES):
         tiles[j] = next_tile(op, &tiles[j - 1])
     d_queries = tiles[0].d_queries
@@ -190,10 +195,10 @@ cdef inline void backward_tile(Attention *op, const Span *span, const BackwardTi
     i = seen.first // op.group * op.group
     while i < seen.end:
         seeing.first, seeing.end = 0, count
-        if op.causal:
-            seeing.first = max(0, key + i - (span.nk - span.nq) - first)
-        if op.window > 0:
-            seeing.end = min(count, key + min(i + op.group, keys) - 1 + op.window - (span.nk - span.nq) - first)
+        if op.after >= 0:
+            seeing.first = max(0, key + i - op.after - (span.nk - span.nq) - first)
+        if op.before >= 0:
+            seeing.end = min(count, key + min(i + op.group, keys) + op.before - (span.nk - span.nq) - first)
         if seeing.first < seeing.end:
             words = words_of(op, seeing)
             multiply_group(op, t.weights + words.first * KEY_TILE + i, 1, KEY_TILE, min(op.group, keys - i),
@@ -259,7 +264,7 @@ cdef inline void clear_unseen(const Attention *op, const BackwardTile *t, ptrdif
 cdef inline void backward_group(Attention *op, const Span *span, const BackwardTile *t, ptrdiff_t head, ptrdiff_t first,
                                 ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys, float *d_queries) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries: their weights and d_scores, and what these keys add to d_queries."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen), of_row
     cdef ptrdiff_t dim = op.dim, i, place = (span.batch * op.heads + head) * op.queries + span.q_start + first + row
     cdef float *weights = t.weights + row * KEY_TILE
     cdef float *d_scores = t.d_weights + row * KEY_TILE
@@ -271,12 +276,15 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
             wide.first = wide.end = 0
             clear_unseen(op, t, row, rows, wide)
         return
-    # weights = exp(scale q k^T - log_sum_exp)
+    # weights = exp(scale q k^T + bias - log_sum_exp)
     multiply_by_keys(op, t.queries + row * op.words, rows, t.keys_t, wide, weights)
     # d_weights = d_out v^T
     multiply_by_keys(op, t.d_outs + row * op.words, rows, t.values_t, wide, d_scores)
     for i in range(rows):
-        hide(weights + i * KEY_TILE, wide, seen_by(op, span, first + row + i, 1, key, keys))
+        of_row = seen_by(op, span, first + row + i, 1, key, keys)
+        if op.bias != NULL:
+            add_bias(op, span, head, first + row + i, key, of_row, weights + i * KEY_TILE)
+        hide(weights + i * KEY_TILE, wide, of_row)
         shifts[i], deltas[i] = op.log_sum_exp[place + i], op.delta[place + i]
         if shifts[i] == -INFINITY:
             shifts[i] = 0
@@ -297,10 +305,38 @@ cdef inline void backward_group(Attention *op, const Span *span, const BackwardT
         for i in range(rows):
             row_gradients(weights + i * KEY_TILE, d_scores + i * KEY_TILE, wide.first, wide.end, shifts[i], deltas[i],
                           kept + i * KEY_TILE if op.drop else NULL)
+    if t.d_bias != NULL:
+        for i in range(rows):
+            add_to_d_bias(op, t.d_bias + (head % (op.heads // op.kv_heads)) * op.distances + bias_place(op, span, first + row + i, key),
+                          d_scores + i * KEY_TILE, seen_by(op, span, first + row + i, 1, key, keys))
     if op.tiles:
         clear_unseen(op, t, row, rows, wide)
     # d_queries += d_scores k, still to be scaled
     add_blend(op, d_scores, rows, seen, t.keys, t.split, d_queries + row * dim)
+
+
+cdef inline void add_to_d_bias(const Attention *op, float *d_bias, const float *d_scores, Range seen) noexcept nogil:
+    """d_bias += a row of d_scores, which are pairs of neighbours where products read pairs."""
+    cdef ptrdiff_t j
+    if op.pairs:
+        for j in range(seen.first, seen.end):
+            d_bias[j] += bf16_of_pair(d_scores[j // 2], j % 2)
+    else:
+        for j in range(seen.first, seen.end):
+            d_bias[j] += d_scores[j]
+
+
+cdef void add_bias_parts(void *argument, ptrdiff_t head) noexcept nogil:
+    """d_bias of a head = the sum of its parts, in order."""
+    cdef Attention *op = <Attention *>argument
+    cdef float *total = op.d_bias + head * op.distances
+    cdef const float *more
+    cdef ptrdiff_t part, j
+    memset(total, 0, sizeof(float) * op.distances)
+    for part in range(op.parts * op.sequences):
+        more = op.d_bias_parts + (part * op.heads + head) * op.distances
+        for j in range(op.distances):
+            total[j] += more[j]
 
 
 cdef void add_parts(void *argument, ptrdiff_t task) noexcept nogil:

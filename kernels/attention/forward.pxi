@@ -77,7 +77,7 @@ cdef void forward_tile(void *argument, ptrdiff_t task) noexcept nogil:
 cdef inline void forward_group(const Attention *op, const Span *span, const ForwardTile *t, ptrdiff_t head,
                                ptrdiff_t first, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t key, ptrdiff_t keys) noexcept nogil:
     """Rows row..row+rows-1 of the tile of queries against a tile of keys."""
-    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen)
+    cdef Range seen = seen_by(op, span, first + row, rows, key, keys), wide = whole_vectors(op, seen), of_row
     cdef ptrdiff_t dim = op.dim, i
     cdef float *weights
     cdef float shrink
@@ -85,12 +85,14 @@ cdef inline void forward_group(const Attention *op, const Span *span, const Forw
     cdef float kept[KEY_TILE]
     if seen.first >= seen.end:
         return
-    # scores = scale q k^T
+    # scores = scale q k^T + bias
     multiply_by_keys(op, t.queries + row * op.words, rows, t.keys_t, wide, t.weights)
     # online softmax: when a row's largest score grows, what was summed so far shrinks
     for i in range(rows):
-        weights = t.weights + i * KEY_TILE
-        hide(weights, wide, seen_by(op, span, first + row + i, 1, key, keys))
+        weights, of_row = t.weights + i * KEY_TILE, seen_by(op, span, first + row + i, 1, key, keys)
+        if op.bias != NULL:
+            add_bias(op, span, head, first + row + i, key, of_row, weights)
+        hide(weights, wide, of_row)
         if op.drop:
             drop_row(op, span, head, first + row + i, key, kept)
         total = softmax_row(weights, wide.first, wide.end, t.largest + row + i, &shrink, op.pairs, kept if op.drop else NULL)

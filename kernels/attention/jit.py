@@ -15,11 +15,11 @@ MINUS_INFINITY = np.float32(-np.inf)
 ZERO = np.float32(0)
 
 
-def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, rounded=False):
+def attention_forward(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp, rounded=False):
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     tiles = int(-(-(spans[:, 2] - spans[:, 1]).max(initial=0) // QUERY_TILE))
     options = (
-        np.float32(scale), bool(causal or window > 0), int(window), dropout > 0, np.uint64(seed),
+        np.float32(scale), int(before), int(after), dropout > 0, np.uint64(seed),
         np.uint64(keep_threshold(dropout)), np.float32(keep_scale(dropout)),
     )  # fmt: skip
 
@@ -28,15 +28,15 @@ def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out,
         tile, rest = tiles - 1 - index % tiles, index // tiles
         sequence, head = divmod(rest, heads)
         _forward_tile(
-            q, k, v, spans, sequence, head, head // group, tile * QUERY_TILE, options, rounded, out, log_sum_exp
+            q, k, v, spans, sequence, head, head // group, tile * QUERY_TILE, options, bias, rounded, out, log_sum_exp
         )
 
     parallel_for(task, len(spans) * heads * tiles)
 
 
 @compiled
-def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, rounded, out, log_sum_exp):
-    scale, causal, window, drop, seed, threshold, keep = options
+def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, bias, rounded, out, log_sum_exp):
+    scale, before, after, drop, seed, threshold, keep = options
     b, q_start, q_stop, k_start, k_stop = spans[sequence]
     nq, nk, dim = q_stop - q_start, k_stop - k_start, q.shape[3]
     count = min(QUERY_TILE, nq - first)
@@ -48,8 +48,8 @@ def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, round
     blend = np.zeros((QUERY_TILE, dim), np.float32)
     largest = np.full(QUERY_TILE, MINUS_INFINITY)
     total = np.zeros(QUERY_TILE, np.float32)
-    key = max(0, nk - nq + first - window + 1) // KEY_TILE * KEY_TILE if window > 0 else 0
-    key_end = max(0, min(nk, nk - nq + first + count)) if causal else nk
+    key = max(0, nk - nq + first - before) // KEY_TILE * KEY_TILE if before >= 0 else 0
+    key_end = max(0, min(nk, nk - nq + first + count + after)) if after >= 0 else nk
     while key < key_end:
         keys = min(KEY_TILE, nk - key)
         _load_transposed(k, b, kv_head, k_start + key, keys, key_tile)
@@ -61,9 +61,11 @@ def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, round
         for i in range(count):
             row = scores[i]
             position = nk - nq + first + i
-            end = min(keys, position + 1 - key) if causal else keys
-            start = position - window + 1 - key if window > 0 else 0
-            new_largest = max(largest[i], _mask(row, scale, start, end))
+            end = min(keys, position + after + 1 - key) if after >= 0 else keys
+            start = position - before - key if before >= 0 else 0
+            _scale(row, scale)
+            _add_bias(row, bias, head, key - position, start, end)
+            new_largest = max(largest[i], _mask(row, start, end))
             shift = ZERO if new_largest == MINUS_INFINITY else new_largest
             if new_largest > largest[i] and total[i] > 0:
                 correction = exp_float32(np.float32(largest[i] - shift))
@@ -88,28 +90,31 @@ def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, round
 
 
 def attention_backward(
-    d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, rounded=False
+    d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias, rounded=False
 ):
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    d_biases = np.zeros((len(spans), *bias.shape), np.float32)  # of each sequence
     options = (
-        np.float32(scale), bool(causal or window > 0), int(window), dropout > 0, np.uint64(seed),
+        np.float32(scale), int(before), int(after), dropout > 0, np.uint64(seed),
         np.uint64(keep_threshold(dropout)), np.float32(keep_scale(dropout)),
     )  # fmt: skip
 
     def task(index):
         sequence, kv_head = divmod(index, kv_heads)
         _backward_head(
-            d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, rounded, delta, d_q, d_k, d_v
-        )
+            d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, bias, rounded, delta, d_q, d_k, d_v,
+            d_biases[sequence],
+        )  # fmt: skip
 
     parallel_for(task, len(spans) * kv_heads)
+    d_bias[...] = d_biases.sum(axis=0)
 
 
 @compiled
 def _backward_head(
-    d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, rounded, delta, d_q, d_k, d_v
+    d_out, q, k, v, out, log_sum_exp, spans, sequence, kv_head, group, options, bias, rounded, delta, d_q, d_k, d_v, d_bias
 ):
-    scale, causal, window, drop, seed, threshold, keep = options
+    scale, before, after, drop, seed, threshold, keep = options
     b, q_start, q_stop, k_start, k_stop = spans[sequence]
     nq, nk, dim = q_stop - q_start, k_stop - k_start, q.shape[3]
     weights = np.empty(KEY_TILE, np.float32)
@@ -133,26 +138,30 @@ def _backward_head(
             head = kv_head * group + member
             for i in range(nq):
                 position = nk - nq + i
-                end = min(keys, position + 1 - key) if causal else keys
-                start = position - window + 1 - key if window > 0 else 0
+                end = min(keys, position + after + 1 - key) if after >= 0 else keys
+                start = position - before - key if before >= 0 else 0
                 if end <= 0 or start >= keys:
                     continue
                 query, d_row = q[b, head, q_start + i], d_out[b, head, q_start + i]
                 lse = log_sum_exp[b, head, q_start + i]
-                # weights = exp(scale q k^T - log_sum_exp); d_weights = d_out v^T
+                # weights = exp(scale q k^T + bias - log_sum_exp); d_weights = d_out v^T
                 _blend_row(query, keys_t, weights, True)
                 _blend_row(d_row, values_t, d_weights, True)
-                _mask(weights, scale, start, end)
+                _scale(weights, scale)
+                _add_bias(weights, bias, head, key - position, start, end)
+                _mask(weights, start, end)
                 _exponentials(weights, ZERO if lse == MINUS_INFINITY else lse)
-                # d_scores = weights * (kept * d_weights - delta) * scale
+                # d_scores = weights * (kept * d_weights - delta)
                 if drop:
                     _drop_row(d_weights, seed, key, i, head, sequence, threshold, keep)
-                _d_scores(d_weights, weights, delta[b, head, q_start + i], scale)
+                _d_scores(d_weights, weights, delta[b, head, q_start + i])
                 if drop:
                     _drop_row(weights, seed, key, i, head, sequence, threshold, keep)
                 if rounded:
                     _round_row(weights)
                     _round_row(d_weights)
+                _add_to_d_bias(d_weights, d_bias, head, key - position, start, end)
+                _scale(d_weights, scale)
                 # d_values += weights^T d_out; d_keys += d_scores^T q; d_queries += d_scores k
                 for j in range(max(0, start), end):
                     _add_scaled(d_values[j], d_row, weights[j])
@@ -171,18 +180,18 @@ def _backward_head(
 # ---- in bfloat16: Numba has no bfloat16 product, so what products read is rounded and multiplied in float32 ----
 
 
-def attention_forward_bfloat16(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
+def attention_forward_bfloat16(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp):
     q, k, v = round_bfloat16(q * np.float32(scale)), round_bfloat16(k), round_bfloat16(v)
-    attention_forward(q, k, v, spans, 1.0, causal, window, dropout, seed, out, log_sum_exp, True)
+    attention_forward(q, k, v, spans, 1.0, before, after, bias, dropout, seed, out, log_sum_exp, True)
 
 
 def attention_backward_bfloat16(
-    d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v
+    d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias
 ):
     q, k, v = round_bfloat16(q * np.float32(scale)), round_bfloat16(k), round_bfloat16(v)
     attention_backward(
-        round_bfloat16(d_out), q, k, v, out, log_sum_exp, spans, 1.0, causal, window, dropout, seed, delta, d_q, d_k, d_v,
-        True,
+        round_bfloat16(d_out), q, k, v, out, log_sum_exp, spans, 1.0, before, after, bias, dropout, seed, delta, d_q, d_k,
+        d_v, d_bias, True,
     )  # fmt: skip
     d_q *= np.float32(scale)
 
@@ -238,10 +247,31 @@ def _dot(a, b):
 
 
 @compiled
-def _mask(row, scale, start, end):
-    """row = scale * row, -inf outside start..end-1; returns its largest."""
+def _scale(row, scale):
     for j in range(KEY_TILE):
         row[j] *= scale
+
+
+@compiled
+def _add_bias(row, bias, head, distance, start, end):
+    """row[j] += the bias of distance + j, for the keys start..end-1; nothing where there is no bias."""
+    if len(bias):
+        center = bias.shape[1] // 2 + distance
+        for j in range(max(0, start), end):
+            row[j] += bias[head, center + j]
+
+
+@compiled
+def _add_to_d_bias(row, d_bias, head, distance, start, end):
+    if len(d_bias):
+        center = d_bias.shape[1] // 2 + distance
+        for j in range(max(0, start), end):
+            d_bias[head, center + j] += row[j]
+
+
+@compiled
+def _mask(row, start, end):
+    """-inf outside start..end-1; returns the row's largest."""
     for j in range(0, min(KEY_TILE, start)):
         row[j] = MINUS_INFINITY
     for j in range(max(0, end), KEY_TILE):
@@ -275,9 +305,9 @@ def _round_row(row):
 
 
 @compiled
-def _d_scores(d_weights, weights, delta, scale):
+def _d_scores(d_weights, weights, delta):
     for j in range(KEY_TILE):
-        d_weights[j] = weights[j] * (d_weights[j] - delta) * scale
+        d_weights[j] = weights[j] * (d_weights[j] - delta)
 
 
 @compiled

@@ -62,6 +62,7 @@ cdef extern from "parts.h" nogil:
 
 cdef extern from "bfloat16.h" nogil:
     vf bf16_nearest(vf x)
+    float bf16_of_pair(float pair, int second)
 
 cdef extern from "philox.h" nogil:
     void philox_batch(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *random)
@@ -72,29 +73,29 @@ include "attention/forward.pxi"
 include "attention/backward.pxi"
 
 
-def attention_forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
-    forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, False)
+def attention_forward(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp):
+    forward(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp, False)
 
 
-def attention_forward_bfloat16(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp):
-    forward(q, k, v, spans, scale, causal, window, dropout, seed, out, log_sum_exp, True)
+def attention_forward_bfloat16(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp):
+    forward(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp, True)
 
 
-def attention_backward(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v):
-    backward(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, False)
+def attention_backward(d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias):
+    backward(d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias, False)
 
 
-def attention_backward_bfloat16(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q,
-                                d_k, d_v):
-    backward(d_out, q, k, v, out, log_sum_exp, spans, scale, causal, window, dropout, seed, delta, d_q, d_k, d_v, True)
+def attention_backward_bfloat16(d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta,
+                                d_q, d_k, d_v, d_bias):
+    backward(d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias, True)
 
 
 cdef int forward(const float[:, :, :, :] q, const float[:, :, :, :] k, const float[:, :, :, :] v, const int64_t[:, ::1] spans,
-                 double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed, float[:, :, :, :] out,
-                 float[:, :, ::1] log_sum_exp, bint pairs) except -1:
+                 double scale, ptrdiff_t before, ptrdiff_t after, const float[:, ::1] bias, double dropout, uint64_t seed,
+                 float[:, :, :, :] out, float[:, :, ::1] log_sum_exp, bint pairs) except -1:
     cdef Attention op
     memset(&op, 0, sizeof(op))
-    set_options(&op, q, k, spans, scale, causal, window, dropout, seed, pairs)
+    set_options(&op, q, k, spans, scale, before, after, bias, dropout, seed, pairs)
     op.q, op.k, op.v, op.out = view_of(q), view_of(k), view_of(v), view_of(out)
     op.log_sum_exp = &log_sum_exp[0, 0, 0]
     op.query_tiles = tiles_of_longest(spans, 1, FORWARD_QUERIES)
@@ -104,15 +105,15 @@ cdef int forward(const float[:, :, :, :] q, const float[:, :, :, :] k, const flo
 
 cdef int backward(const float[:, :, :, :] d_out, const float[:, :, :, :] q, const float[:, :, :, :] k,
                   const float[:, :, :, :] v, const float[:, :, :, :] out, const float[:, :, ::1] log_sum_exp,
-                  const int64_t[:, ::1] spans, double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed,
-                  float[:, :, ::1] delta, float[:, :, :, :] d_q, float[:, :, :, :] d_k, float[:, :, :, :] d_v,
-                  bint pairs) except -1:
+                  const int64_t[:, ::1] spans, double scale, ptrdiff_t before, ptrdiff_t after, const float[:, ::1] bias,
+                  double dropout, uint64_t seed, float[:, :, ::1] delta, float[:, :, :, :] d_q, float[:, :, :, :] d_k,
+                  float[:, :, :, :] d_v, float[:, ::1] d_bias, bint pairs) except -1:
     cdef Attention op
-    cdef ptrdiff_t key_tiles, part_tiles, owners = spans.shape[0] * k.shape[1]
+    cdef ptrdiff_t key_tiles, part_tiles, owners = spans.shape[0] * k.shape[1], d_q_floats = 0
     if q.shape[0] == 0 or q.shape[2] == 0 or k.shape[2] == 0 or owners == 0:
         return 0  # nothing looked at anything: the face has zeroed what there is
     memset(&op, 0, sizeof(op))
-    set_options(&op, q, k, spans, scale, causal, window, dropout, seed, pairs)
+    set_options(&op, q, k, spans, scale, before, after, bias, dropout, seed, pairs)
     op.q, op.k, op.v, op.out, op.d_out = view_of(q), view_of(k), view_of(v), view_of(out), view_of(d_out)
     op.d_q, op.d_k, op.d_v = view_of(d_q), view_of(d_k), view_of(d_v)
     op.log_sum_exp, op.delta = <float *>&log_sum_exp[0, 0, 0], &delta[0, 0, 0]
@@ -120,13 +121,22 @@ cdef int backward(const float[:, :, :, :] d_out, const float[:, :, :, :] q, cons
     op.parts = min(key_tiles, (BACKWARD_TASKS + owners - 1) // owners)
     part_tiles = (key_tiles + op.parts - 1) // op.parts
     op.parts, op.part_keys = (key_tiles + part_tiles - 1) // part_tiles, part_tiles * KEY_TILE
+    if op.parts > 1:
+        d_q_floats = op.parts * op.batch * op.heads * op.queries * op.dim
+    if op.bias != NULL:
+        op.d_bias = &d_bias[0, 0]
     with nogil:
-        if op.parts > 1:
-            op.d_q_parts = <float *>pool_shared(sizeof(float) * op.parts * op.batch * op.heads * op.queries * op.dim)
+        if op.parts > 1 or op.d_bias != NULL:
+            op.d_q_parts = <float *>pool_shared(
+                sizeof(float) * (d_q_floats + op.parts * op.sequences * op.heads * op.distances)
+            )
+            op.d_bias_parts = op.d_q_parts + d_q_floats
         pool_run(set_delta, &op, op.sequences * op.heads)
         pool_run(backward_part, &op, op.parts * owners)
         if op.parts > 1:
             pool_run(add_parts, &op, op.sequences * op.heads * op.query_tiles)
+        if op.d_bias != NULL:
+            pool_run(add_bias_parts, &op, op.heads)
 
 
 cdef ptrdiff_t tiles_of_longest(const int64_t[:, ::1] spans, ptrdiff_t start, ptrdiff_t tile) except -1:

@@ -14,12 +14,15 @@ cdef struct Attention:
     float *log_sum_exp  # [batch, heads, queries]
     float *delta
     float *d_q_parts  # [parts, batch, heads, queries, dim], when parts > 1
+    const float *bias  # [heads, distances] or NULL; a distance of 0 stands at reach
+    float *d_bias  # [heads, distances] or NULL
+    float *d_bias_parts  # [parts, sequences, heads, distances]
+    ptrdiff_t distances, reach
     const int64_t *spans
     ptrdiff_t sequences, batch, heads, kv_heads, queries, head_dim, dim  # dim: head_dim padded to full vectors
     ptrdiff_t query_tiles, parts, part_keys
     float scale
-    bint causal
-    ptrdiff_t window
+    ptrdiff_t before, after  # how far a query sees to either side, or -1: all of it
     bint drop
     uint64_t seed
     uint32_t threshold
@@ -56,13 +59,15 @@ cdef inline float *row_of(View *view, ptrdiff_t batch, ptrdiff_t head, ptrdiff_t
 
 
 cdef int set_options(Attention *op, const float[:, :, :, :] q, const float[:, :, :, :] k, const int64_t[:, ::1] spans,
-                     double scale, bint causal, ptrdiff_t window, double dropout, uint64_t seed,
+                     double scale, ptrdiff_t before, ptrdiff_t after, const float[:, ::1] bias, double dropout, uint64_t seed,
                      bint pairs) except -1:
     op.spans, op.sequences = &spans[0, 0] if spans.shape[0] > 0 else NULL, spans.shape[0]
     op.batch, op.heads, op.queries, op.head_dim = q.shape[0], q.shape[1], q.shape[2], q.shape[3]
     op.kv_heads = k.shape[1]
     op.dim = (op.head_dim + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
-    op.scale, op.causal, op.window = scale, causal or window > 0, window
+    op.scale, op.before, op.after = scale, before, after
+    if bias.shape[0] > 0:
+        op.bias, op.distances, op.reach = &bias[0, 0], bias.shape[1], bias.shape[1] // 2
     op.drop, op.seed = dropout > 0, seed
     op.threshold, op.keep = keep_threshold(dropout), keep_scale(dropout)
     op.pairs, op.depth = pairs, (op.head_dim + 1) // 2 if pairs else op.head_dim
@@ -88,15 +93,15 @@ cdef inline Span span_of(const Attention *op, ptrdiff_t sequence) noexcept nogil
 
 cdef inline ptrdiff_t first_visible(const Attention *op, const Span *span, ptrdiff_t query) noexcept nogil:
     """The first key that this query of the sequence sees."""
-    if op.window > 0:
-        return max(0, span.nk - span.nq + query - op.window + 1)
+    if op.before >= 0:
+        return max(0, span.nk - span.nq + query - op.before)
     return 0
 
 
 cdef inline ptrdiff_t visible_end(const Attention *op, const Span *span, ptrdiff_t query) noexcept nogil:
     """One past the last key that this query sees."""
-    if op.causal:
-        return max(0, min(span.nk, span.nk - span.nq + query + 1))
+    if op.after >= 0:
+        return max(0, min(span.nk, span.nk - span.nq + query + op.after + 1))
     return span.nk
 
 
@@ -117,6 +122,19 @@ cdef inline Range whole_vectors(const Attention *op, Range columns) noexcept nog
 
 
 # ---- one row of a tile of scores, columns wide.first..wide.end-1 ----
+
+cdef inline ptrdiff_t bias_place(const Attention *op, const Span *span, ptrdiff_t query, ptrdiff_t key) noexcept nogil:
+    """Where in a head's row of biases this key's stands."""
+    return op.reach + key - (span.nk - span.nq + query)
+
+
+cdef inline void add_bias(const Attention *op, const Span *span, ptrdiff_t head, ptrdiff_t query, ptrdiff_t key, Range seen,
+                          float *scores) noexcept nogil:
+    cdef const float *bias = op.bias + head * op.distances + bias_place(op, span, query, key)
+    cdef ptrdiff_t j
+    for j in range(seen.first, seen.end):
+        scores[j] += bias[j]
+
 
 cdef inline void hide(float *scores, Range wide, Range seen) noexcept nogil:
     """-inf outside of what is seen."""

@@ -23,7 +23,7 @@ GUARD = 3  # columns of a fused array that belong to nobody
 
 
 class Case(NamedTuple):
-    """Sizes and options of one call; starts are those of packed sequences."""
+    """Sizes and options of one call, as the face has them; starts are those of packed sequences."""
 
     batch: int = 1
     heads: int = 2
@@ -33,6 +33,8 @@ class Case(NamedTuple):
     head_dim: int = 16
     causal: bool = False
     window: int = 0
+    around: int | None = None
+    biased: bool = False
     dropout: float = 0.0
     seed: int = 0
     query_starts: tuple[int, ...] | None = None
@@ -67,6 +69,26 @@ def spans_of(case):
     return np.array(rows, np.int64).reshape(-1, 5)
 
 
+def sight_of(case):
+    """(before, after): how many keys to either side a query sees, -1: all."""
+    if case.around is not None:
+        return case.around, case.around
+    return (case.window - 1 if case.window else -1), (0 if case.causal or case.window else -1)
+
+
+def bias_of(case, dtype):
+    """[heads, 2 * reach + 1] of every distance there is, or [0, 0]."""
+    if not case.biased:
+        return np.empty((0, 0), dtype)
+    longest = max(1, case.queries, case.keys)
+    return np.random.default_rng(4).standard_normal((case.heads, 2 * longest - 1), np.float32).astype(dtype)
+
+
+def options_of(case, dtype):
+    """What stands between v and the results."""
+    return spans_of(case), case.head_dim**-0.5, *sight_of(case), bias_of(case, dtype), case.dropout, case.seed
+
+
 def poisoned(like):
     return np.full(like.shape, np.nan, like.dtype)
 
@@ -78,20 +100,13 @@ def run(kernel, case, q, k, v, d_out):
 
 
 def run_into(kernel, case, q, k, v, d_out, out, log_sum_exp, d_q, d_k, d_v):
-    options = (
-        spans_of(case),
-        case.head_dim**-0.5,
-        case.causal or case.window > 0,
-        case.window,
-        case.dropout,
-        case.seed,
-    )
+    options, d_bias = options_of(case, q.dtype), poisoned(bias_of(case, q.dtype))
     delta = np.full(log_sum_exp.shape, np.nan, q.dtype)
     kernel.attention_forward(q, k, v, *options, out, log_sum_exp)
     if not (q.size and k.size):
-        d_q[...], d_k[...], d_v[...] = 0, 0, 0  # as the op does where no query meets any key
-    kernel.attention_backward(d_out, q, k, v, out, log_sum_exp, *options, delta, d_q, d_k, d_v)
-    return {"out": out, "log_sum_exp": log_sum_exp, "d_q": d_q, "d_k": d_k, "d_v": d_v}
+        d_q[...], d_k[...], d_v[...], d_bias[...] = 0, 0, 0, 0  # as the op does where no query meets any key
+    kernel.attention_backward(d_out, q, k, v, out, log_sum_exp, *options, delta, d_q, d_k, d_v, d_bias)
+    return {"out": out, "log_sum_exp": log_sum_exp, "d_q": d_q, "d_k": d_k, "d_v": d_v, "d_bias": d_bias}
 
 
 @cache
@@ -101,12 +116,13 @@ def expected(case):
 
 
 def cancelling_terms(case, truth):
-    """Where a query sees one key only, d_q and d_k are differences of two equal terms: the magnitude of those."""
-    if case.keys != 1 and case.window != 1:
+    """Where a query sees one key only, d_q, d_k and d_bias are differences of two equal terms: the magnitude of those."""
+    if case.keys != 1 and case.window != 1 and case.around != 0:
         return {}
     q, k, _, d_out = inputs(case, np.float64)
-    delta = np.abs((d_out * truth["out"]).sum(axis=-1)).max(initial=0) * case.head_dim**-0.5
-    return {"d_q": delta * np.abs(k).max(initial=0), "d_k": delta * np.abs(q).max(initial=0)}
+    delta = np.abs((d_out * truth["out"]).sum(axis=-1)).max(initial=0)
+    scaled = delta * case.head_dim**-0.5
+    return {"d_q": scaled * np.abs(k).max(initial=0), "d_k": scaled * np.abs(q).max(initial=0), "d_bias": delta}
 
 
 def assert_equals_reference(found, case):
@@ -144,6 +160,41 @@ def test_grouped_heads(kernel, kv_heads, causal):
 def test_windows(kernel, window):
     for queries, keys in [(7, 7), (130, 130), (65, 200), (130, 65), (1, 65)]:
         check(kernel, Case(queries=queries, keys=keys, window=window, causal=True))
+
+
+@pytest.mark.parametrize("around", [0, 1, 3, 63, 64, 1000])
+def test_sight_to_either_side(kernel, around):
+    for queries, keys in [(7, 7), (130, 130), (65, 200), (130, 65), (1, 65)]:
+        check(kernel, Case(queries=queries, keys=keys, around=around))
+
+
+def test_sight_to_either_side_past_the_ends_hides_nothing(kernel):
+    whole = Case(queries=70, keys=70)
+    found, wide = (run(kernel, case, *inputs(case)) for case in (whole, whole._replace(around=69)))
+    for name in found:
+        assert np.array_equal(found[name], wide[name]), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True}, {"window": 3}, {"around": 3}, {"around": 64, "dropout": 0.2}, {"head_dim": 5, "kv_heads": 4}],
+    ids=str,
+)
+def test_biases_by_distance(kernel, options):
+    for queries, keys in [(1, 1), (7, 7), (130, 130), (65, 200), (130, 65)]:
+        check(kernel, Case(**{"heads": 4, "kv_heads": 2, "queries": queries, "keys": keys, "biased": True, **options}))
+
+
+def test_no_bias_is_a_bias_of_zero(kernel):
+    case = Case(heads=4, kv_heads=2, queries=70, keys=90, causal=True)
+    q, k, v, _ = inputs(case)
+    spans, scale, before, after, none, *rest = options_of(case, np.float32)
+    found = []
+    for bias in (none, np.zeros((4, 179), np.float32)):
+        out, log_sum_exp = poisoned(q), np.full(q.shape[:3], np.nan, np.float32)
+        kernel.attention_forward(q, k, v, spans, scale, before, after, bias, *rest, out, log_sum_exp)
+        found.append((out, log_sum_exp))
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_window_past_the_start_hides_nothing(kernel):
@@ -187,14 +238,21 @@ def test_queries_that_see_no_key(kernel):
 def test_nothing_to_do(kernel, sizes):
     case = Case(**sizes)
     found = check(kernel, case)
-    assert not any(found[name].any() for name in ("out", "d_q", "d_k", "d_v"))
+    assert not any(found[name].any() for name in ("out", "d_q", "d_k", "d_v", "d_bias"))
     assert (found["log_sum_exp"] == -np.inf).all()
 
 
 # ---- packed sequences ----
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "window": 3}, {"dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"causal": True}, {"causal": True, "window": 3}, {"dropout": 0.3}, {"around": 2}, {"biased": True},
+        {"biased": True, "around": 30, "dropout": 0.3},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_packed_sequences(kernel, options):
     check(kernel, PACKED._replace(**options))
 
@@ -208,7 +266,7 @@ def test_packed_sequences_do_not_see_each_other(kernel):
         alone = Case(1, 4, 2, q_stop - q_start, k_stop - k_start, 20, causal=True)
         cuts = (rows, columns, columns, rows)
         own = run(kernel, alone, *(array[:, :, cut].copy() for array, cut in zip(arrays, cuts, strict=True)))
-        for name, cut in zip(own, (rows, rows, rows, columns, columns), strict=True):
+        for name, cut in zip(("out", "log_sum_exp", "d_q", "d_k", "d_v"), (rows, rows, rows, columns, columns), strict=True):
             whole = found[name][:, :, cut]
             same = np.isclose(whole, own[name], rtol=0, atol=FEW_ULP * ULP * np.abs(arrays[0]).max())
             assert same.all(), f"{name} of queries {q_start}..{q_stop}"
@@ -223,7 +281,7 @@ def test_keys_past_the_end_of_a_span_are_not_read(kernel):
     hidden_k, hidden_v = k.copy(), v.copy()
     for b, count in enumerate(counts):
         hidden_k[b, :, count:], hidden_v[b, :, count:] = np.nan, np.nan
-    kernel.attention_forward(q, hidden_k, hidden_v, spans, 0.25, True, 0, 0.0, 0, out, log_sum_exp)
+    kernel.attention_forward(q, hidden_k, hidden_v, spans, 0.25, -1, 0, bias_of(case, np.float32), 0.0, 0, out, log_sum_exp)
     for b, count in enumerate(counts):
         short = Case(queries=3, keys=count, causal=True)
         arrays = [q[b : b + 1], k[b : b + 1, :, :count].copy(), v[b : b + 1, :, :count].copy(), q[b : b + 1]]
@@ -342,6 +400,8 @@ def test_read_only_inputs(kernel):
         Case(2, 4, 2, queries=130, keys=130, causal=True, dropout=0.1, seed=3),
         Case(1, 1, 1, queries=300, keys=700, head_dim=5),
         PACKED._replace(causal=True),
+        PACKED._replace(biased=True, around=20),
+        Case(1, 1, 1, queries=300, keys=700, head_dim=5, biased=True),
     ],
 )
 def test_threads_do_not_show_in_the_bits(kernel, case):
@@ -374,6 +434,8 @@ def in_bfloat16(kernel):
         Case(queries=130, keys=65, head_dim=1, window=64, causal=True),
         Case(queries=65, keys=129, head_dim=16, dropout=0.2, seed=3),
         PACKED._replace(causal=True, dropout=0.3),
+        PACKED._replace(biased=True, around=20),
+        Case(batch=2, heads=4, kv_heads=2, queries=130, keys=131, head_dim=16, biased=True, dropout=0.2),
     ],
 )
 def test_bfloat16_equals_the_reference(kernel, case):
@@ -382,11 +444,12 @@ def test_bfloat16_equals_the_reference(kernel, case):
     truth = run(in_bfloat16(reference), case, *exact)
     saved = [truth[name].astype(np.float32) for name in ("out", "log_sum_exp")]
     found = run(in_bfloat16(kernel), case, *plain)
-    options = (spans_of(case), case.head_dim**-0.5, case.causal, case.window, case.dropout, case.seed)
-    gradients = [poisoned(array) for array in plain[:3]]
+    gradients = [poisoned(array) for array in (*plain[:3], bias_of(case, np.float32))]
     delta = np.full(saved[1].shape, np.nan, np.float32)
-    kernel.attention_backward_bfloat16(plain[3], *plain[:3], *saved, *options, delta, *gradients)
-    found.update(zip(("d_q", "d_k", "d_v"), gradients, strict=True))
+    kernel.attention_backward_bfloat16(
+        plain[3], *plain[:3], *saved, *options_of(case, np.float32), delta, *gradients
+    )
+    found.update(zip(("d_q", "d_k", "d_v", "d_bias"), gradients, strict=True))
     for name in truth:
         seen = np.isfinite(truth[name])
         assert np.array_equal(found[name][~seen], truth[name][~seen].astype(np.float32)), name
@@ -418,10 +481,11 @@ def test_bfloat16_has_the_same_bits_on_any_number_of_threads(kernel):
 def cases(draw):
     kv_heads, group = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3]))
     window = draw(st.sampled_from([0, 0, 1, 5, 63, 64, 65, 200]))
-    dropout = draw(st.sampled_from([0.0, 0.25]))
+    causal = window > 0 or draw(st.booleans())
     return Case(
         draw(st.integers(1, 2)), kv_heads * group, kv_heads, draw(st.integers(1, 140)), draw(st.integers(1, 200)),
-        draw(st.integers(1, 96)), window > 0 or draw(st.booleans()), window, dropout, draw(st.integers(0, 2**64 - 1)),
+        draw(st.integers(1, 96)), causal, window, None if causal else draw(st.sampled_from([None, 0, 4, 64])),
+        draw(st.booleans()), draw(st.sampled_from([0.0, 0.25])), draw(st.integers(0, 2**64 - 1)),
     )  # fmt: skip
 
 

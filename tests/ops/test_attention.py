@@ -26,7 +26,7 @@ def arrays(rng):
     return make(rng)
 
 
-def visible(queries, keys, causal=False, window=None):
+def visible(queries, keys, causal=False, window=None, around=None):
     """bool [queries, keys]: which keys a query sees; the queries are the last ones."""
     position = np.arange(queries)[:, None] + keys - queries
     key = np.arange(keys)[None, :]
@@ -35,23 +35,33 @@ def visible(queries, keys, causal=False, window=None):
         seen &= key <= position
     if window is not None:
         seen &= key > position - min(window, keys)
+    if around is not None:
+        seen &= np.abs(key - position) <= min(around, queries + keys)
     return seen
 
 
-def weights_by_formula(q, k, seen, scale=None):
-    """softmax(scale q k^T) over what is seen, float64 [batch, heads, queries, keys]; zeros where nothing is."""
+def by_distance(bias, queries, keys):
+    """bias: [heads, 2 reach + 1] as [heads, queries, keys]."""
+    reach = bias.shape[1] // 2
+    distance = np.arange(keys)[None, :] - np.arange(queries)[:, None] - keys + queries
+    return bias[:, np.clip(distance, -reach, reach) + reach]
+
+
+def weights_by_formula(q, k, seen, scale=None, bias=0.0):
+    """softmax(scale q k^T + bias) over what is seen, float64 [batch, heads, queries, keys]; zeros where nothing is."""
     group = q.shape[1] // k.shape[1]
     q, k = q.astype(np.float64), np.repeat(k.astype(np.float64), group, axis=1)
     scores = np.einsum("bhqd,bhkd->bhqk", q, k) * (1 / np.sqrt(q.shape[3]) if scale is None else scale)
+    scores += bias
     exponentials = np.where(seen, np.exp(scores), 0)
     total = exponentials.sum(axis=-1, keepdims=True)
     return exponentials / np.where(total == 0, 1, total)
 
 
-def by_formula(q, k, v, seen, scale=None):
+def by_formula(q, k, v, seen, scale=None, bias=0.0):
     """float64 [batch, heads, queries, head_dim]."""
     values = np.repeat(v.astype(np.float64), q.shape[1] // v.shape[1], axis=1)
-    return weights_by_formula(q, k, seen, scale) @ values
+    return weights_by_formula(q, k, seen, scale, bias) @ values
 
 
 def close(actual, wanted):
@@ -69,6 +79,23 @@ def test_attention_by_its_formula(arrays, causal, window, scale):
     out = attention(q, k, v, causal=causal, window=window, scale=scale)
     assert out.dtype == np.float32
     assert close(out, by_formula(q, k, v, visible(QUERIES, KEYS, causal, window), scale))
+
+
+@pytest.mark.parametrize("around", [0, 2, 100, 2**70])
+def test_sight_to_either_side_by_the_formula(arrays, around):
+    q, k, v, _ = arrays
+    out = attention(q, k, v, around=around)
+    assert close(out, by_formula(q, k, v, visible(QUERIES, KEYS, around=around)))
+
+
+@pytest.mark.parametrize("reach", [0, 2, 50])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"around": 3, "scale": 0.7}], ids=str)
+def test_biases_by_the_formula(rng, arrays, reach, options):
+    q, k, v, _ = arrays
+    bias = rng.standard_normal((HEADS, 2 * reach + 1), np.float32)
+    scale, sight = options.get("scale"), {name: options[name] for name in options if name != "scale"}
+    wanted = by_formula(q, k, v, visible(QUERIES, KEYS, **sight), scale, by_distance(bias, QUERIES, KEYS))
+    assert close(attention(q, k, v, bias=bias, **options), wanted)
 
 
 def test_more_queries_than_keys(rng):
@@ -167,6 +194,28 @@ def test_gradients_by_central_differences(rng, options):
         assert out.dtype == np.float64
         found = attention_backward(d_out, q, k, v, out, log_sum_exp, **options)
         for name, gradient, x in zip(("d_q", "d_k", "d_v"), found, (q, k, v), strict=True):
+            assert_gradient_matches(gradient, central_differences(objective, x), name=name)
+
+
+@pytest.mark.parametrize("reach", [2, 9])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"around": 2}, {"causal": True, "dropout": 0.4, "seed": 3}, {"query_starts": [0, 1, 1, 5], "key_starts": [0, 3, 3, 7]}],
+    ids=["all", "around", "causal with dropout", "packed"],
+)
+def test_gradients_with_a_bias_by_central_differences(rng, options, reach):
+    q, k, v, d_out = make(rng, queries=5, keys=7, batch=1, dtype=np.float64)
+    bias = rng.standard_normal((HEADS, 2 * reach + 1))
+
+    def objective():
+        return float((attention(q, k, v, bias=bias, **options) * d_out).sum())
+
+    with use_kernels("reference"):
+        out, log_sum_exp = attention(q, k, v, bias=bias, **options, return_saved=True)
+        d_bias = np.full_like(bias, 2)  # it is added to
+        found = attention_backward(d_out, q, k, v, out, log_sum_exp, bias=bias, d_bias=d_bias, **options)
+        gradients = (*found, d_bias - 2)
+        for name, gradient, x in zip(("d_q", "d_k", "d_v", "d_bias"), gradients, (q, k, v, bias), strict=True):
             assert_gradient_matches(gradient, central_differences(objective, x), name=name)
 
 
@@ -301,6 +350,8 @@ def test_errors_of_sizes(arrays):
         ("window", 0, ValueError, "must be >= 1; got 0"),
         ("window", 2.5, TypeError, "must be an integer; got float"),
         ("window", True, TypeError, "must be an integer; got bool"),
+        ("around", -1, ValueError, "must be >= 0; got -1"),
+        ("around", 1.5, TypeError, "must be an integer; got float"),
         ("dropout", 1.0, ValueError, "must be >= 0 and < 1; got 1.0"),
         ("dropout", -0.1, ValueError, "must be >= 0 and < 1; got -0.1"),
         ("dropout", "half", TypeError, "must be a number; got str"),
@@ -322,6 +373,32 @@ def test_errors_of_options(arrays, option, value, kind, problem):
         saved = q, np.zeros(q.shape[:3], np.float32)
         message = f"attention_backward: {option} {problem}"
         raises(kind, message, attention_backward, d_out, q, k, v, *saved, **{option: value})
+
+
+def test_errors_of_sight_and_bias(arrays):
+    q, k, v, d_out = arrays
+    for options in ({"causal": True}, {"window": 3}):
+        raises(
+            ValueError, "attention: around must be None with causal or window, which hide what is behind; got 2",
+            attention, q, k, v, around=2, **options,
+        )  # fmt: skip
+    raises(
+        ValueError, "attention: bias must be float32 [heads=4, distances]; got float32 (2, 3)",
+        attention, q, k, v, bias=np.zeros((2, 3), np.float32),
+    )  # fmt: skip
+    raises(
+        ValueError, "attention: bias must have an odd number of distances, -reach..reach; got 4",
+        attention, q, k, v, bias=np.zeros((4, 4), np.float32),
+    )  # fmt: skip
+    saved, bias = (q, np.zeros(q.shape[:3], np.float32)), np.zeros((4, 3), np.float32)
+    raises(
+        ValueError, "attention_backward: d_bias is the gradient of bias, which must be given; got None",
+        attention_backward, d_out, q, k, v, *saved, d_bias=bias,
+    )  # fmt: skip
+    raises(
+        ValueError, "attention_backward: d_bias must be float32 [heads=4, distances=3]; got float32 (4, 5)",
+        attention_backward, d_out, q, k, v, *saved, bias=bias, d_bias=np.zeros((4, 5), np.float32),
+    )  # fmt: skip
 
 
 def test_errors_of_precision(arrays):
