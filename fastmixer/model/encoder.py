@@ -14,14 +14,13 @@ from fastmixer.kernels.packed import FOR_MANY_ROWS, KINDS, PackedWeight
 from fastmixer.kernels.select import implementation, kernel_module, kernels
 from fastmixer.model.decoder import PROGRESS_AFTER, kind_of, spec_bytes
 from fastmixer.model.encoder_config import EncoderConfig
+from fastmixer.model.relative import relative_table
 from fastmixer.ops.checks import check_choice, check_id_range
 from fastmixer.ops.norm import layernorm
 from fastmixer.ops.positions import rotary_tables
 
 if TYPE_CHECKING:
     from fastmixer.weights.encoder_folder import EncoderSource
-
-RELATIVE_DISTANCE = 128  # beyond it all tokens are equally far
 
 
 class Encoder:
@@ -176,21 +175,6 @@ def dense(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation
     if bias is not None:
         out += bias
     return np.tanh(out) if activation == "tanh" else activate(out, ACTIVATIONS[activation])
-
-
-def relative_table(buckets: np.ndarray) -> np.ndarray:
-    """float32 [heads, 2 * distance + 1] for each distance j - i of a key from a query, of buckets: float32 [buckets, heads].
-
-    Half of the buckets are for keys before the query: the first of them one distance each, the others ever more, up to
-    RELATIVE_DISTANCE. Source: Raffel et al. 2019 (arXiv 1910.10683), as MPNet has it.
-    """
-    half, near = len(buckets) // 2, len(buckets) // 4
-    offsets = np.arange(-RELATIVE_DISTANCE, RELATIVE_DISTANCE + 1)
-    distance = np.abs(offsets)
-    steps = np.log(np.maximum(distance, near).astype(np.float32) / np.float32(near))
-    far = near + (steps / np.float32(np.log(RELATIVE_DISTANCE / near)) * np.float32(half - near)).astype(np.int64)
-    bucket = np.where(distance < near, distance, np.minimum(far, half - 1)) + half * (offsets > 0)
-    return np.ascontiguousarray(buckets[bucket].T)
 
 
 def _integers(name: str, array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""One post-norm layer of an encoder: attention, then feedforward, each added to the stream, which is normed after it.
+"""One layer of an encoder: attention, then feedforward, each added to the stream. Norms come after each sum (post-norm:
+BERT and its kin) or before each branch (pre-norm: ModernBERT).
 
-All sequences of a batch stand one after another (starts), each sees itself only. backward is forward read from the bottom
-up. Knows nothing of embeddings, pooling or losses.
+All sequences of a batch stand one after another, each sees itself only. backward is forward read from the bottom up. Knows
+nothing of embeddings, pooling or losses.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -9,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from fastmixer.model.block import ATTENTION_BRANCH, ATTENTION_WEIGHTS, DROPOUT_PLACES, FEEDFORWARD_BRANCH, Linear, Norm
+from fastmixer.model.block import (
+    ATTENTION_BRANCH,
+    ATTENTION_WEIGHTS,
+    DROPOUT_PLACES,
+    FEEDFORWARD_BRANCH,
+    Linear,
+    Norm,
+    Rotary,
+)
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.model.parameters import Parameters
 from fastmixer.ops.attention import attention, attention_backward
@@ -21,22 +30,27 @@ from fastmixer.ops.matmul import linear_backward
 class EncoderActivations:
     """What one layer's forward leaves for its backward."""
 
+    normed: np.ndarray  # [tokens, dim]: what attention reads, where a norm comes before it
     qkv: np.ndarray  # [tokens, 3 * dim]
     attended: np.ndarray  # [tokens, dim]
-    attention_sum: np.ndarray  # [tokens, dim]: the stream plus attention, before its norm
-    middle: np.ndarray  # [tokens, dim]: after that norm
-    up: np.ndarray  # [tokens, hidden]: before the bend
+    attention_sum: np.ndarray  # [tokens, dim]: the stream plus attention
+    middle: np.ndarray  # [tokens, dim]: after the norm that follows, what feedforward reads
+    gate: np.ndarray  # [tokens, hidden]: before the bend, if there is a gate
+    up: np.ndarray  # [tokens, hidden]: before the bend, if there is none
     hidden: np.ndarray  # [tokens, hidden]: after it
-    feedforward_sum: np.ndarray  # [tokens, dim]: the stream plus feedforward, before its norm
-    out: np.ndarray  # [tokens, dim]: after that norm
+    feedforward_sum: np.ndarray  # [tokens, dim]: the stream plus feedforward, where a norm comes after it
+    out: np.ndarray  # [tokens, dim]
     log_sum_exp: Any = None  # [1, heads, tokens], what attention saved
     attention_norm_saved: Any = None
     feedforward_norm_saved: Any = None
 
     @classmethod
     def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype) -> "EncoderActivations":
-        dim, hidden = config.dim, config.hidden
-        widths = (3 * dim, dim, dim, dim, hidden, hidden, dim, dim)
+        dim, hidden, is_post = config.dim, config.hidden, config.placement == "post"
+        widths = (
+            0 if is_post else dim, 3 * dim, dim, dim, dim, hidden if config.gated else 0, hidden, hidden,
+            dim if is_post else 0, dim,
+        )  # fmt: skip
         return cls(*(np.empty((tokens, width), dtype) for width in widths))
 
     def first(self, tokens: int) -> "EncoderActivations":
@@ -45,69 +59,107 @@ class EncoderActivations:
         return replace(self, **{name: getattr(self, name)[:tokens] for name in arrays})
 
 
-class EncoderLayer:
-    """One post-norm layer: its parameters, forward and backward over packed sequences."""
+@dataclass
+class EncoderGradients:
+    """Gradients of activations that layers share: d_gate, d_up [tokens, hidden], d_qkv [tokens, 3 * dim], others [tokens,
+    dim]; stream: of what goes from layer to layer; d_branch: within a branch; d_dropped: behind dropout."""
 
-    def __init__(self, config: EncoderConfig, parameters: Parameters, index: int):
+    stream: np.ndarray
+    d_gate: np.ndarray
+    d_up: np.ndarray
+    d_branch: np.ndarray
+    d_qkv: np.ndarray
+    d_dropped: np.ndarray
+
+    @classmethod
+    def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype) -> "EncoderGradients":
+        dim, hidden = config.dim, config.hidden
+        widths = (dim, hidden if config.gated else 0, hidden, dim, 3 * dim, dim)
+        return cls(*(np.empty((tokens, width), dtype) for width in widths))
+
+    def first(self, tokens: int) -> "EncoderGradients":
+        """Views of the first rows."""
+        return EncoderGradients(*(getattr(self, field.name)[:tokens] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a step's sequences lie and what dropout draws. starts: int64 [sequences + 1]; positions: int64 [tokens] in
+    each sequence; bias: float [heads, distances] of relative positions, or None; d_bias: to which its gradient is added."""
+
+    starts: np.ndarray
+    positions: np.ndarray
+    rate: float
+    seed: int
+    bias: np.ndarray | None = None
+    d_bias: np.ndarray | None = None
+
+
+class EncoderLayer:
+    """What both placements of norms share: parameters, and the two branches over packed sequences."""
+
+    def __init__(self, config: EncoderConfig, parameters: Parameters, index: int, rotary: Rotary, around: int | None):
         prefix = f"layers.{index}"
-        self.config, self.index = config, index
+        self.config, self.index, self.rotary, self.around = config, index, rotary, around
         self.qkv = Linear.of(parameters, f"{prefix}.attention.qkv")
         self.attention_output = Linear.of(parameters, f"{prefix}.attention.output")
-        self.attention_norm = norm_of(config, parameters, f"{prefix}.attention_norm")
+        self.gate = Linear.of(parameters, f"{prefix}.feedforward.gate") if config.gated else None
         self.up = Linear.of(parameters, f"{prefix}.feedforward.up")
         self.down = Linear.of(parameters, f"{prefix}.feedforward.down")
         self.feedforward_norm = norm_of(config, parameters, f"{prefix}.feedforward_norm")
         self._precision = "float32" if self.qkv.rounded is None else "bfloat16"  # of attention's products
 
-    def forward(
-        self, x: np.ndarray, saved: EncoderActivations, starts: np.ndarray, rate: float, seed: int
-    ) -> np.ndarray:
-        """x: [tokens, dim] -> saved.out: [tokens, dim]; x may be saved.out where no backward follows. rate: of dropout."""
-        self.qkv.forward(x, out=saved.qkv)
-        q, k, v = self._split(saved.qkv)
-        _, saved.log_sum_exp = attention(
-            q, k, v, query_starts=starts, dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS),
-            precision=self._precision, out=self._join(saved.attended), return_saved=True,
-        )  # fmt: skip
-        self.attention_output.forward(
-            saved.attended, residual=x, dropout=rate, seed=self._seed(seed, ATTENTION_BRANCH), out=saved.attention_sum
-        )
-        _, saved.attention_norm_saved = self.attention_norm.forward(saved.attention_sum, saved.middle)
-
-        self.up.forward(saved.middle, activation=self.config.activation, pre_activation=saved.up, out=saved.hidden)
-        self.down.forward(
-            saved.hidden, residual=saved.middle, dropout=rate, seed=self._seed(seed, FEEDFORWARD_BRANCH),
-            out=saved.feedforward_sum,
-        )  # fmt: skip
-        _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.feedforward_sum, saved.out)
-        return saved.out
+    def forward(self, x: np.ndarray, saved: EncoderActivations, packing: Packing) -> np.ndarray:
+        """x: [tokens, dim] -> saved.out: [tokens, dim]; x may be saved.out where no backward follows."""
+        raise NotImplementedError
 
     def backward(
-        self, d: np.ndarray, x: np.ndarray, saved: EncoderActivations, space: "EncoderGradients", starts: np.ndarray,
-        rate: float, seed: int,
-    ) -> np.ndarray:  # fmt: skip
+        self, d: np.ndarray, x: np.ndarray, saved: EncoderActivations, space: EncoderGradients, packing: Packing
+    ) -> np.ndarray:
         """d: [tokens, dim] of this layer's out -> that of x in the same memory; parameters' gradients are added."""
-        self.feedforward_norm.backward(d, saved.feedforward_sum, saved.feedforward_norm_saved, None, d)
-        d_branch = self._through_dropout(d, space, rate, self._seed(seed, FEEDFORWARD_BRANCH))
-        _backward(
-            self.down, d_branch, saved.hidden, space.d_hidden, pre_activation=saved.up,
-            activation=self.config.activation,
-        )  # fmt: skip
-        _backward(self.up, space.d_hidden, saved.middle, d, accumulate=True)  # the residual's gradient is there
+        raise NotImplementedError
 
-        self.attention_norm.backward(d, saved.attention_sum, saved.attention_norm_saved, None, d)
-        d_branch = self._through_dropout(d, space, rate, self._seed(seed, ATTENTION_BRANCH))
-        _backward(self.attention_output, d_branch, saved.attended, space.d_attended)
+    # ---- attention ----
+
+    def _attention(self, x: np.ndarray, residual: np.ndarray, saved: EncoderActivations, packing: Packing) -> None:
+        """saved.attention_sum = residual + attention over x: [tokens, dim]."""
+        self.qkv.forward(x, out=saved.qkv)
+        q, k, v = self._split(saved.qkv)
+        positions = packing.positions[None]
+        self.rotary.turn(q, positions)
+        self.rotary.turn(k, positions)
+        _, saved.log_sum_exp = attention(
+            q, k, v, out=self._join(saved.attended), return_saved=True, **self._how(packing)
+        )
+        self.attention_output.forward(
+            saved.attended, residual=residual, dropout=packing.rate, seed=self._seed(packing, ATTENTION_BRANCH),
+            out=saved.attention_sum,
+        )  # fmt: skip
+
+    def _attention_backward(
+        self, d: np.ndarray, x: np.ndarray, saved: EncoderActivations, space: EncoderGradients, packing: Packing,
+        d_x: np.ndarray, *, accumulate: bool,
+    ) -> None:  # fmt: skip
+        """d: [tokens, dim] of saved.attention_sum -> d_x (+)= that of x, through the branch."""
+        d_branch = self._through_dropout(d, space, packing, ATTENTION_BRANCH)
+        _backward(self.attention_output, d_branch, saved.attended, space.d_branch)
         q, k, v = self._split(saved.qkv)
         d_q, d_k, d_v = self._split(space.d_qkv)
         attention_backward(
-            self._join(space.d_attended), q, k, v, self._join(saved.attended), saved.log_sum_exp, query_starts=starts,
-            dropout=rate, seed=self._seed(seed, ATTENTION_WEIGHTS), precision=self._precision,
-            d_q=d_q, d_k=d_k, d_v=d_v,
+            self._join(space.d_branch), q, k, v, self._join(saved.attended), saved.log_sum_exp,
+            d_q=d_q, d_k=d_k, d_v=d_v, d_bias=packing.d_bias, **self._how(packing),
         )  # fmt: skip
-        return _backward(self.qkv, space.d_qkv, x, d, accumulate=True)
+        positions = packing.positions[None]
+        self.rotary.turn(d_k, positions, inverse=True)
+        self.rotary.turn(d_q, positions, inverse=True)
+        _backward(self.qkv, space.d_qkv, x, d_x, accumulate=accumulate)
 
-    # ---- parts ----
+    def _how(self, packing: Packing) -> dict[str, Any]:
+        """What attention and its backward are told alike."""
+        return {
+            "query_starts": packing.starts, "around": self.around, "bias": packing.bias, "dropout": packing.rate,
+            "seed": self._seed(packing, ATTENTION_WEIGHTS), "precision": self._precision,
+        }  # fmt: skip
 
     def _split(self, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Views q, k, v: [1, heads, tokens, head_dim] of qkv: [tokens, 3 * dim]."""
@@ -118,32 +170,104 @@ class EncoderLayer:
         """The view [1, heads, tokens, head_dim] of attended: [tokens, dim]."""
         return attended.reshape(1, len(attended), self.config.heads, self.config.head_dim).transpose(0, 2, 1, 3)
 
-    def _through_dropout(self, d: np.ndarray, space: "EncoderGradients", rate: float, seed: int) -> np.ndarray:
-        return dropout(d, rate, seed, out=space.d_dropped) if rate > 0 else d
+    # ---- feedforward ----
 
-    def _seed(self, seed: int, place: int) -> int:
-        return fold_seed(seed, 1 + self.index * DROPOUT_PLACES + place)
+    def _feedforward(self, residual: np.ndarray, saved: EncoderActivations, packing: Packing, out: np.ndarray) -> None:
+        """out = residual + feedforward of saved.middle."""
+        activation = self.config.activation
+        if self.gate is None:
+            self.up.forward(saved.middle, activation=activation, pre_activation=saved.up, out=saved.hidden)
+        else:
+            self.up.forward(saved.middle, out=saved.up)
+            self.gate.forward(
+                saved.middle, activation=activation, multiplier=saved.up, pre_activation=saved.gate, out=saved.hidden
+            )
+        self.down.forward(
+            saved.hidden, residual=residual, dropout=packing.rate, seed=self._seed(packing, FEEDFORWARD_BRANCH), out=out
+        )
+
+    def _feedforward_backward(
+        self, d: np.ndarray, saved: EncoderActivations, space: EncoderGradients, packing: Packing, d_middle: np.ndarray,
+        *, accumulate: bool,
+    ) -> None:  # fmt: skip
+        """d: [tokens, dim] of the sum -> d_middle (+)= that of saved.middle, through the branch."""
+        d_branch = self._through_dropout(d, space, packing, FEEDFORWARD_BRANCH)
+        activation = self.config.activation
+        if self.gate is None:
+            _backward(self.down, d_branch, saved.hidden, space.d_up, pre_activation=saved.up, activation=activation)
+        else:
+            _backward(
+                self.down, d_branch, saved.hidden, space.d_gate, pre_activation=saved.gate, activation=activation,
+                multiplier=saved.up, d_multiplier=space.d_up,
+            )  # fmt: skip
+            _backward(self.gate, space.d_gate, saved.middle, d_middle, accumulate=accumulate)
+        _backward(self.up, space.d_up, saved.middle, d_middle, accumulate=accumulate or self.gate is not None)
+
+    # ---- dropout ----
+
+    def _through_dropout(self, d: np.ndarray, space: EncoderGradients, packing: Packing, place: int) -> np.ndarray:
+        if packing.rate == 0:
+            return d
+        return dropout(d, packing.rate, self._seed(packing, place), out=space.d_dropped)
+
+    def _seed(self, packing: Packing, place: int) -> int:
+        return fold_seed(packing.seed, 1 + self.index * DROPOUT_PLACES + place)
 
 
-@dataclass
-class EncoderGradients:
-    """Gradients of activations that all layers share: d_hidden [tokens, hidden], d_qkv [tokens, 3 * dim], others [tokens,
-    dim]; stream: of what goes from layer to layer; d_dropped: behind dropout."""
+class PostNormLayer(EncoderLayer):
+    """The stream is normed after each sum (Devlin et al. 2018, arXiv 1810.04805)."""
 
-    stream: np.ndarray
-    d_hidden: np.ndarray
-    d_attended: np.ndarray
-    d_qkv: np.ndarray
-    d_dropped: np.ndarray
+    def __init__(self, config: EncoderConfig, parameters: Parameters, index: int, rotary: Rotary, around: int | None):
+        super().__init__(config, parameters, index, rotary, around)
+        self.attention_norm = norm_of(config, parameters, f"layers.{index}.attention_norm")
 
-    @classmethod
-    def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype) -> "EncoderGradients":
-        widths = (config.dim, config.hidden, config.dim, 3 * config.dim, config.dim)
-        return cls(*(np.empty((tokens, width), dtype) for width in widths))
+    def forward(self, x: np.ndarray, saved: EncoderActivations, packing: Packing) -> np.ndarray:
+        self._attention(x, x, saved, packing)
+        _, saved.attention_norm_saved = self.attention_norm.forward(saved.attention_sum, saved.middle)
+        self._feedforward(saved.middle, saved, packing, saved.feedforward_sum)
+        _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.feedforward_sum, saved.out)
+        return saved.out
 
-    def first(self, tokens: int) -> "EncoderGradients":
-        """Views of the first rows."""
-        return EncoderGradients(*(getattr(self, field.name)[:tokens] for field in fields(self)))
+    def backward(
+        self, d: np.ndarray, x: np.ndarray, saved: EncoderActivations, space: EncoderGradients, packing: Packing
+    ) -> np.ndarray:
+        self.feedforward_norm.backward(d, saved.feedforward_sum, saved.feedforward_norm_saved, None, d)
+        self._feedforward_backward(d, saved, space, packing, d, accumulate=True)  # the residual's gradient is there
+        self.attention_norm.backward(d, saved.attention_sum, saved.attention_norm_saved, None, d)
+        self._attention_backward(d, x, saved, space, packing, d, accumulate=True)
+        return d
+
+
+class PreNormLayer(EncoderLayer):
+    """Each branch norms what it reads (Warner et al. 2024, arXiv 2412.13663); the first layer's attention does not, as the
+    embeddings' norm stands before it."""
+
+    def __init__(self, config: EncoderConfig, parameters: Parameters, index: int, rotary: Rotary, around: int | None):
+        super().__init__(config, parameters, index, rotary, around)
+        self.attention_norm = norm_of(config, parameters, f"layers.{index}.attention_norm") if index else None
+
+    def forward(self, x: np.ndarray, saved: EncoderActivations, packing: Packing) -> np.ndarray:
+        if self.attention_norm is not None:
+            _, saved.attention_norm_saved = self.attention_norm.forward(x, saved.normed)
+        self._attention(x if self.attention_norm is None else saved.normed, x, saved, packing)
+        _, saved.feedforward_norm_saved = self.feedforward_norm.forward(saved.attention_sum, saved.middle)
+        self._feedforward(saved.attention_sum, saved, packing, saved.out)
+        return saved.out
+
+    def backward(
+        self, d: np.ndarray, x: np.ndarray, saved: EncoderActivations, space: EncoderGradients, packing: Packing
+    ) -> np.ndarray:
+        d_branch = space.d_branch
+        self._feedforward_backward(d, saved, space, packing, d_branch, accumulate=False)
+        self.feedforward_norm.backward(d_branch, saved.attention_sum, saved.feedforward_norm_saved, d, d)
+        if self.attention_norm is None:
+            self._attention_backward(d, x, saved, space, packing, d, accumulate=True)
+            return d
+        self._attention_backward(d, saved.normed, saved, space, packing, d_branch, accumulate=False)
+        return self.attention_norm.backward(d_branch, x, saved.attention_norm_saved, d, d)
+
+
+LAYERS = {"post": PostNormLayer, "pre": PreNormLayer}  # by EncoderConfig.placement
 
 
 def _backward(linear: Linear, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray, **how: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An encoder that learns: packed sequences -> rows + positions + types -> post-norm layers -> hidden states, and back.
+"""An encoder that learns: packed sequences -> rows + positions + types -> layers -> hidden states, and back.
 
 Over fastmixer.ops, as Transformer is; each sequence sees itself only and none is padded. backward is forward read from the
 bottom up. Knows nothing of pooling, losses, tokenizers or optimizers.
@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmixer.model.encoder_block import EncoderActivations, EncoderGradients, EncoderLayer, norm_of
+from fastmixer.model.block import Rotary
+from fastmixer.model.encoder_block import LAYERS, EncoderActivations, EncoderGradients, EncoderLayer, Packing, norm_of
 from fastmixer.model.encoder_config import EncoderConfig, encoder_shapes
 from fastmixer.model.parameters import Parameters
+from fastmixer.model.relative import relative_table, relative_table_backward
 from fastmixer.ops.bfloat16 import is_fast
 from fastmixer.ops.checks import check_choice, check_number
 from fastmixer.ops.dropout import check_seed, dropout, fold_seed
 from fastmixer.ops.embedding import embedding, embedding_backward
 from fastmixer.ops.norm import layernorm
-from fastmixer.ops.positions import add_positions
+from fastmixer.ops.positions import add_positions, rotary_tables
 
 if TYPE_CHECKING:
     from fastmixer.weights.stored import StoredTensor
 
-TRAINED = "bert, distilbert, roberta and xlm-roberta"  # architectures that this one description fits
 PRECISIONS = ("float32", "bfloat16")
 QKV = ("attention.q", "attention.k", "attention.v")
 EMBEDDINGS = ("embedding.", "positions.", "token_types.", "embedding_norm.")  # what freeze_embeddings keeps as it is
@@ -37,15 +38,13 @@ class _Step:
     """What forward leaves for backward besides the layers'."""
 
     ids: np.ndarray
-    starts: np.ndarray
-    positions: np.ndarray
     token_types: np.ndarray
-    rate: float
-    seed: int
+    packing: Packing
     embedded: np.ndarray  # [tokens, dim], before the norm
     norm_saved: Any
     stream: np.ndarray  # [tokens, dim], what the first layer reads
     layers: list[EncoderActivations]
+    final_norm_saved: Any = None
 
 
 class TrainableEncoder:
@@ -55,7 +54,7 @@ class TrainableEncoder:
     v side by side. freeze_embeddings: rows, positions, types and their norm stay as they are and are no parameters. dtype
     "float64" runs on the NumPy reference alone, for gradient checks. precision "bfloat16": products are in bfloat16, added
     up in float32; where no instructions for it run, it warns and takes float32, unless force_precision is set.
-    Raises ValueError for an architecture whose gradients no op gives. Source: Devlin et al. 2018 (arXiv 1810.04805).
+    Sources: Devlin et al. 2018 (arXiv 1810.04805); Song et al. 2020 (2004.09297); Warner et al. 2024 (2412.13663).
     """
 
     def __init__(
@@ -68,9 +67,6 @@ class TrainableEncoder:
         force_precision: bool = False,
         freeze_embeddings: bool = False,
     ):
-        problem = untrainable(config)
-        if problem is not None:
-            raise ValueError(f"this encoder {problem}")
         self.config, self.dtype, self.freeze_embeddings = config, np.dtype(dtype), freeze_embeddings
         self.precision = _usable_precision(precision, force_precision)
         shapes = _trained_shapes(config)
@@ -83,11 +79,12 @@ class TrainableEncoder:
             self.parameters.keep_rounded(
                 [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]
             )
-        self._layers = [EncoderLayer(config, self.parameters, index) for index in range(config.layers)]
+        self._layers = self._make_layers()
         self._embedding_norm = None if frozen else norm_of(config, self.parameters, "embedding_norm")
+        self._final_norm = norm_of(config, self.parameters, "final_norm") if config.placement == "pre" else None
         self._space: list[EncoderActivations] = []
         self._gradients: EncoderGradients | None = None
-        self._embedded = np.empty((2, 0, config.dim), self.dtype)
+        self._embedded = np.empty((3, 0, config.dim), self.dtype)
         self._step: _Step | None = None
 
     def forward(
@@ -113,9 +110,9 @@ class TrainableEncoder:
         step.layers = [saved.first(tokens) for saved in self._space]
         x = step.stream
         for layer, saved in zip(self._layers, step.layers, strict=True):
-            x = layer.forward(x, saved, step.starts, step.rate, seed)
+            x = layer.forward(x, saved, step.packing)
         self._step = step
-        return x
+        return self._normed(x, step)
 
     def backward(self, d_hidden: np.ndarray) -> None:
         """Adds to parameters' gradients those of the last forward; d_hidden: float [tokens, dim], its content is lost."""
@@ -124,10 +121,14 @@ class TrainableEncoder:
             raise ValueError("backward: a forward must come first; each is good for one backward")
         self._step = None
         space = self._make_gradients(len(step.ids))
-        d = d_hidden
+        d, packing = d_hidden, step.packing
+        if self._final_norm is not None:
+            self._final_norm.backward(d, step.layers[-1].out, step.final_norm_saved, None, d)
         for layer in reversed(self._layers):
             x = step.layers[layer.index - 1].out if layer.index else step.stream
-            d = layer.backward(d, x, step.layers[layer.index], space, step.starts, step.rate, step.seed)
+            d = layer.backward(d, x, step.layers[layer.index], space, packing)
+        if packing.d_bias is not None:
+            relative_table_backward(packing.d_bias, self.parameters.gradient("relative.weight"))
         if not self.freeze_embeddings:
             self._embed_backward(step, d)
 
@@ -138,8 +139,8 @@ class TrainableEncoder:
         step = self._embed(ids, starts, token_types, 0.0, 0)
         saved, x = self._space[0].first(len(ids)), step.stream
         for layer in self._layers:
-            x = layer.forward(x, saved, step.starts, 0.0, 0)
-        return x
+            x = layer.forward(x, saved, step.packing)
+        return self._normed(x, step)
 
     def gradient_of_hidden(self, tokens: int) -> np.ndarray:
         """float [tokens, dim], memory for the argument of backward."""
@@ -157,6 +158,28 @@ class TrainableEncoder:
             found[name] = np.ascontiguousarray(weight.T) if _is_linear(name) else weight.copy()
         return found
 
+    # ---- layers ----
+
+    def _make_layers(self) -> list[EncoderLayer]:
+        c = self.config
+        rotaries = {False: self._rotary(c.rotary_base), True: self._rotary(c.local_rotary_base)}
+        return [
+            LAYERS[c.placement](c, self.parameters, index, rotaries[is_local], c.window if is_local else None)
+            for index, is_local in enumerate(c.local_layers or (False,) * c.layers)
+        ]
+
+    def _rotary(self, base: float | None) -> Rotary:
+        if base is None:
+            return Rotary(None, None)
+        return Rotary(*(x.astype(self.dtype) for x in rotary_tables(self.config.context, self.config.head_dim, base)))
+
+    def _normed(self, x: np.ndarray, step: _Step) -> np.ndarray:
+        """The hidden states: the last layer's output, after the final norm where there is one."""
+        if self._final_norm is None:
+            return x
+        _, step.final_norm_saved = self._final_norm.forward(x, self._embedded[2, : len(x)])
+        return self._embedded[2, : len(x)]
+
     # ---- embeddings ----
 
     def _embed(
@@ -167,7 +190,8 @@ class TrainableEncoder:
         types = np.zeros(tokens, np.int64) if token_types is None else token_types
         embedded, stream = self._embedded[0, :tokens], self._embedded[1, :tokens]
         embedding(self._weight("embedding.weight"), ids, out=embedded)
-        add_positions(embedded, self._weight("positions.weight"), positions)
+        if self.config.learned_positions:
+            add_positions(embedded, self._weight("positions.weight"), positions)
         if self.config.token_types:
             add_positions(embedded, self._weight("token_types.weight"), types)
         _, norm_saved = layernorm(
@@ -176,14 +200,22 @@ class TrainableEncoder:
         )  # fmt: skip
         if rate > 0:
             dropout(stream, rate, fold_seed(seed, EMBEDDING_DROPOUT), out=stream)
-        return _Step(ids, starts, positions, types, rate, seed, embedded, norm_saved, stream, [])
+        table = d_table = None
+        if self.config.relative_buckets:
+            table = relative_table(self._weight("relative.weight"))
+            d_table = np.zeros_like(table)
+        packing = Packing(starts, positions, rate, seed, table, d_table)
+        return _Step(ids, types, packing, embedded, norm_saved, stream, [])
 
     def _embed_backward(self, step: _Step, d: np.ndarray) -> None:
         assert self._embedding_norm is not None
-        if step.rate > 0:
-            dropout(d, step.rate, fold_seed(step.seed, EMBEDDING_DROPOUT), out=d)
+        packing = step.packing
+        if packing.rate > 0:
+            dropout(d, packing.rate, fold_seed(packing.seed, EMBEDDING_DROPOUT), out=d)
         self._embedding_norm.backward(d, step.embedded, step.norm_saved, None, d)
-        tables = [("embedding", step.ids), ("positions", step.positions)]
+        tables = [("embedding", step.ids)]
+        if self.config.learned_positions:
+            tables.append(("positions", packing.positions))
         if self.config.token_types:
             tables.append(("token_types", step.token_types))
         for name, rows in tables:
@@ -202,7 +234,7 @@ class TrainableEncoder:
         """Arrays for so many tokens and layers, those of the last step where they are large enough."""
         room = -(-tokens // GROWTH) * GROWTH
         if self._embedded.shape[1] < tokens:
-            self._embedded = np.empty((2, room, self.config.dim), self.dtype)
+            self._embedded = np.empty((3, room, self.config.dim), self.dtype)
         if self._space and len(self._space[0].out) < tokens:
             self._space = []  # let the old arrays go before new ones are made
         while len(self._space) < layers:
@@ -219,8 +251,9 @@ class TrainableEncoder:
 
 def numbers_per_token(config: EncoderConfig) -> int:
     """How many numbers a step keeps for each token: activations of all layers, and gradients of one."""
-    layer = 8 * config.dim + 2 * config.hidden + config.heads + 4
-    return config.layers * layer + 8 * config.dim + config.hidden
+    hidden = (2 if config.gated else 1) * config.hidden
+    layer = 8 * config.dim + hidden + config.hidden + config.heads + 4
+    return config.layers * layer + 9 * config.dim + hidden
 
 
 # ---- names: a file's tensors (encoder_shapes) and those that learn ----
@@ -261,20 +294,6 @@ def _trained_name(name: str) -> str:
 def _is_linear(name: str) -> bool:
     """Whether this is a linear map's matrix."""
     return name.startswith("layers.") and name.endswith(".weight") and not _part(name).endswith("norm")
-
-
-# ---- what is refused ----
-
-
-def untrainable(config: EncoderConfig) -> str | None:
-    """What no op has a gradient of, as the end of an error's sentence; None for what can be trained."""
-    if config.relative_buckets:
-        problem = "attention adds relative positions to its scores (MPNet), whose gradient no kernel here gives"
-    elif config.rotary_base is not None or any(config.local_layers) or config.placement == "pre" or config.gated:
-        problem = "layers are ModernBERT's (local attention to either side), which no kernel here goes back through"
-    else:
-        return None
-    return f"cannot be trained: its {problem}; {TRAINED} can"
 
 
 def _usable_precision(precision: str, force: bool) -> str:

@@ -89,15 +89,15 @@ def attention(
     out: np.ndarray | None = None,
     return_saved: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """softmax(scale q k^T + bias) v, float32 [batch, heads, queries, head_dim], tile by tile: no [queries, keys] array exists.
+    """softmax(scale q k^T + bias) v, float32 [batch, heads, queries, head_dim], tile by tile: [queries, keys] never exists.
 
     q: float32 [batch, heads, queries, head_dim]; k, v: float32 [batch, kv_heads, keys, head_dim], where kv_heads divides
     heads and each kv head serves heads / kv_heads heads side by side. They may be strided if head_dim is contiguous.
     causal: a query sees the keys up to its own position; with more keys than queries the queries are the last ones.
-    window: only the last `window` keys up to its position (implies causal). around: only keys at most so far away, before it or
-    behind (neither with causal nor window). scale: 1 / sqrt(head_dim) if None.
-    bias: float32 [heads, 2 * reach + 1], added to a key's score by its distance from the query, -reach..reach, as those that
-    are further away count (relative positions; Raffel et al. 2019, arXiv 1910.10683).
+    window: only the last `window` keys up to its position (implies causal). around: only keys at most so far away, before it
+    or behind (neither with causal nor window). scale: 1 / sqrt(head_dim) if None.
+    bias: float32 [heads, 2 * reach + 1], added to a key's score by its distance from the query, -reach..reach; what is
+    further away counts as reach (relative positions; Raffel et al. 2019, arXiv 1910.10683).
     dropout: part of the weights dropped, by `seed` and place, so that attention_backward drops the same ones.
     query_starts, key_starts: int64 [sequences + 1]: many sequences packed one after another in a batch of 1, each of
     which sees itself only (key_starts = query_starts if None). key_counts: int64 [batch]: only so many of each batch
@@ -152,8 +152,8 @@ def attention_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(d_q, d_k, d_v) of attention, float32 with the shapes of q, k, v, from d_out and what forward saved.
 
-    The weights are computed again, tile by tile. Options must be those of the forward call. d_bias: float32 of bias' shape, to
-    which its gradient is added. Raises as attention.
+    The weights are computed again, tile by tile. Options must be those of the forward call. d_bias: float32 of bias' shape,
+    to which its gradient is added. Raises as attention.
     """
     arrays = Arrays("attention_backward", "attention")
     check_choice("attention_backward", "precision", precision, PRECISIONS)
@@ -182,7 +182,7 @@ def attention_backward(
         run(d_out, *checked[:3], out, log_sum_exp, *checked[3:], delta, *gradients, d_distances)
         if d_bias is not None:
             places = _bias_places(d_distances.shape[1] // 2, d_bias.shape[1])
-            np.add.at(d_bias, (slice(None), places), d_distances)
+            np.add.at(d_bias.T, places, d_distances.T)
     return gradients[0], gradients[1], gradients[2]
 
 

@@ -20,10 +20,8 @@ from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
 from fastmixer.model.trainable_encoder import (
     EMBEDDINGS,
     PRECISIONS,
-    TRAINED,
     TrainableEncoder,
     numbers_per_token,
-    untrainable,
 )
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
@@ -345,12 +343,7 @@ def _pairs(pairs: Pairs, fields: list[str] | None, name: str) -> list[TextPair]:
 def _require_trainable(source: EncoderSource) -> None:
     """ValueError for what has no way back: heads, dense stages, poolings."""
     if source.config.head is not None:
-        raise ValueError(
-            f"{source.name} is a cross-encoder or classifier, which gives no vectors; {TRAINED} can be trained"
-        )
-    problem = untrainable(source.config)
-    if problem is not None:
-        raise ValueError(f"{source.name} {problem}")
+        raise ValueError(f"{source.name} is a cross-encoder or classifier, which gives no vectors to train")
     if source.recipe.dense:
         raise ValueError(f"{source.name} has Dense stages after its pooling, which are not trained yet")
     if source.recipe.pooling not in POOLINGS:

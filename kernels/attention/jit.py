@@ -90,7 +90,8 @@ def _forward_tile(q, k, v, spans, sequence, head, kv_head, first, options, bias,
 
 
 def attention_backward(
-    d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias, rounded=False
+    d_out, q, k, v, out, log_sum_exp, spans, scale, before, after, bias, dropout, seed, delta, d_q, d_k, d_v, d_bias,
+    rounded=False,
 ):
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     d_biases = np.zeros((len(spans), *bias.shape), np.float32)  # of each sequence

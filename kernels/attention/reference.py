@@ -17,7 +17,7 @@ def _as_it_is(x):
 
 
 def attention_forward(q, k, v, spans, scale, before, after, bias, dropout, seed, out, log_sum_exp, rounded=_as_it_is):
-    """out [batch, heads, queries, head_dim] = softmax(scale q k^T + bias) v, log_sum_exp [batch, heads, queries] of the scores.
+    """out [batch, heads, queries, head_dim] = softmax(scale q k^T + bias) v, log_sum_exp [batch, heads, queries] of scores.
 
     q: [batch, heads, queries, head_dim], k, v: [batch, kv_heads, keys, head_dim], strided; head h reads kv head
     h // (heads / kv_heads). spans: int64 [sequences, 5], each (batch index, query start, stop, key start, stop): its

@@ -5,7 +5,8 @@ import pytest
 from tiny_encoders import TINY
 
 from fastmixer.kernels import select
-from fastmixer.model.encoder import RELATIVE_DISTANCE, Encoder, relative_table
+from fastmixer.model.encoder import Encoder
+from fastmixer.model.relative import RELATIVE_DISTANCE, relative_table
 from fastmixer.weights.encoder_folder import open_encoder
 
 MODELS = sorted(path.name for path in TINY.iterdir() if path.is_dir())
