@@ -4,13 +4,14 @@ Every text of a batch is a wrong answer to the others' questions (in-batch negat
 Source: multiple negatives ranking, Henderson et al. 2017 (arXiv 1705.00652).
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from fastmixer.embed.pooling import SMALLEST_NORM, pool
 from fastmixer.ops.cross_entropy import cross_entropy
 from fastmixer.ops.matmul import matmul
 
-POOLINGS = ("mean", "cls", "last")  # those that have a way back here
 # What stands in a score's place that must not count: e to that is 0 beside any score of cosines times MAX_SCALE.
 MASKED, MAX_SCALE = -1e4, 1000.0
 
@@ -39,7 +40,7 @@ def contrastive_loss(
     if d_hidden is not None:
         along = np.einsum("nd,nd->n", d_unit, unit)[:, None]  # a vector's length changes nothing
         d_pooled = (d_unit - along * unit) / lengths
-        pool_backward(d_pooled, starts, pooling, d_hidden)
+        pool_backward(d_pooled, hidden, starts, pooling, d_hidden)
     return loss
 
 
@@ -66,11 +67,19 @@ def ranking_loss(
     return loss, d_unit
 
 
-def pool_backward(d_pooled: np.ndarray, starts: np.ndarray, pooling: str, d_hidden: np.ndarray) -> None:
-    """d_hidden: float [tokens, dim], overwritten, from d_pooled: float [sequences, dim]; as fastmixer.embed.pooling.pool."""
+def pool_backward(
+    d_pooled: np.ndarray, hidden: np.ndarray, starts: np.ndarray, pooling: str, d_hidden: np.ndarray
+) -> None:
+    """d_hidden: float [tokens, dim], overwritten, from d_pooled: float [sequences, dim]; as fastmixer.embed.pooling.pool of
+    hidden: float [tokens, dim]. Of equal maxima the first has it all."""
     lengths = np.diff(starts)
     if pooling == "mean":
         d_hidden[...] = np.repeat(d_pooled / lengths.astype(d_pooled.dtype)[:, None], lengths, axis=0)
+        return
+    d_hidden.fill(0)
+    if pooling == "max":
+        features = np.arange(hidden.shape[1])
+        for d_row, (start, stop) in zip(d_pooled, pairwise(starts.tolist()), strict=True):
+            d_hidden[start + hidden[start:stop].argmax(axis=0), features] = d_row
     else:
-        d_hidden.fill(0)
         d_hidden[starts[:-1] if pooling == "cls" else starts[1:] - 1] = d_pooled

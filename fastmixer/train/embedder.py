@@ -25,7 +25,7 @@ from fastmixer.model.trainable_encoder import (
 )
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
-from fastmixer.train.contrastive import MAX_SCALE, POOLINGS, contrastive_loss
+from fastmixer.train.contrastive import MAX_SCALE, contrastive_loss
 from fastmixer.train.interrupts import Interrupts
 from fastmixer.train.memory import FLOAT, OPTIMIZER_COPIES, available_memory
 from fastmixer.train.optimizer import AdamW
@@ -341,11 +341,8 @@ def _pairs(pairs: Pairs, fields: list[str] | None, name: str) -> list[TextPair]:
 
 
 def _require_trainable(source: EncoderSource) -> None:
-    """ValueError for what has no way back: heads, dense stages, poolings."""
+    """ValueError for what has no way back: heads, dense stages."""
     if source.config.head is not None:
         raise ValueError(f"{source.name} is a cross-encoder or classifier, which gives no vectors to train")
     if source.recipe.dense:
         raise ValueError(f"{source.name} has Dense stages after its pooling, which are not trained yet")
-    if source.recipe.pooling not in POOLINGS:
-        known = ", ".join(POOLINGS)
-        raise ValueError(f"{source.name}: pooling {source.recipe.pooling} is not trained yet; expected one of {known}")

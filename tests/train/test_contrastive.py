@@ -55,7 +55,7 @@ def test_equal_vectors_cost_the_logarithm_of_the_candidates_that_count():
     assert ranking_loss(vectors, every)[0] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last", "max"])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_gradient_is_the_slope(rng, pooling, symmetric):
     hidden = rng.standard_normal((STARTS[-1], 5))

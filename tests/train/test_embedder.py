@@ -80,6 +80,13 @@ def test_other_architectures_learn(tmp_path, name):
     assert np.abs(embed(tmp_path / "tuned") - embed(model)).max() > 0.01
 
 
+def test_the_largest_of_tokens_learns(tmp_path):
+    model = write_random_encoder(tmp_path / "model", mode="max_tokens")
+    _, result = tune(model, tmp_path / "tuned", made_pairs(120), steps=40, batch=16, dropout=0)
+    assert np.mean(result.losses[-5:]) < 0.7 * np.mean(result.losses[:5])
+    assert fm.load(tmp_path / "tuned").recipe.pooling == "max"
+
+
 def test_hard_negatives_and_symmetry_change_the_loss(model, tmp_path):
     pairs = [(anchor, positive, [f"{positive} alice", "bob"]) for anchor, positive in made_pairs(20)]
     plain = tune(model, tmp_path / "a", [pair[:2] for pair in pairs], dropout=0)[1].losses[0]
@@ -403,8 +410,6 @@ def test_models_that_cannot_be_trained(tmp_path):
 
     text = "bert-classifier is a cross-encoder or classifier, which gives no vectors to train"
     assert refused(TINY / "bert-classifier") == text
-    text = "max: pooling max is not trained yet; expected one of mean, cls, last"
-    assert refused(write_random_encoder(tmp_path / "max", mode="max_tokens")) == text
     folder = write_random_encoder(tmp_path / "dense")
     write_modules(folder, ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
     write_dense(folder, "2_Dense", 32, 8)
