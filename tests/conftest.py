@@ -4,6 +4,7 @@ hypothesis draws the same examples every time; HYPOTHESIS_PROFILE=fresh draws ne
 """
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from cached_models import SMOLLM2, NotAvailable, cached_model
 from hypothesis import settings
 
 from fastmixer.kernels import threads
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of what a script starts in the background, and of its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("fresh", deadline=None)
