@@ -21,7 +21,7 @@ enum {
 #define CHANNEL_ROWS 4
 #define CHANNEL_PANELS 3 /* 12 sums of a group, 12 of all, 3 of weights, and a broadcast */
 #else
-#define CHANNEL_ROWS 2
+#define CHANNEL_ROWS 4
 #define CHANNEL_PANELS 2
 #endif
 

@@ -27,7 +27,7 @@ enum { MANY = 32 };
 #define PANELS_TILE 2
 #else
 #define FEW 4
-#define ROWS_TILE 2
+#define ROWS_TILE 4
 #define PANELS_TILE 2
 #endif
 
@@ -313,7 +313,7 @@ VEC_INLINE void open_tile(const int rows, const int half, const int minimum, con
             UNROLL for (int i = 0; i < rows; i++) {
                 vi four = vi_broadcast_bytes(numbers + i * width);
                 UNROLL for (int p = 0; p < PANELS_TILE; p++)
-                    dots[i][p] = nibbles ? vi_chain_dot(dots[i][p], w[p], four) : vi_dot(dots[i][p], w[p], four);
+                    dots[i][p] = vi_in_order(nibbles ? vi_chain_dot(dots[i][p], w[p], four) : vi_dot(dots[i][p], w[p], four));
             }
         }
         /* the pair's scales lie behind its second block */
@@ -359,9 +359,9 @@ VEC_INLINE void open_tile(const int rows, const int half, const int minimum, con
     }
 OPEN_TILE(1)
 OPEN_TILE(2)
-#if ROWS_TILE == 6
 OPEN_TILE(3)
 OPEN_TILE(4)
+#if ROWS_TILE == 6
 OPEN_TILE(5)
 OPEN_TILE(6)
 #endif
@@ -372,11 +372,13 @@ static void open_tile_of(ptrdiff_t rows, const OpenPanels *open, const Quantized
     switch (rows) {
     case 1: open_tile_1(open, x, row, sums); break;
     case 2: open_tile_2(open, x, row, sums); break;
-#if ROWS_TILE == 6
     case 3: open_tile_3(open, x, row, sums); break;
+#if ROWS_TILE == 6
     case 4: open_tile_4(open, x, row, sums); break;
     case 5: open_tile_5(open, x, row, sums); break;
     default: open_tile_6(open, x, row, sums);
+#else
+    default: open_tile_4(open, x, row, sums);
 #endif
     }
 }
@@ -412,6 +414,7 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
                     for (int i = 0; i < rows; i++) {
                         dots[i] = vi_chain_dot(dots[i], low, vi_broadcast_bytes(four + i * width + 4 * g));
                         dots[i] = vi_chain_dot(dots[i], high, vi_broadcast_bytes(four + i * width + 4 * g + BLOCK / 2));
+                        if (rows > 1) dots[i] = vi_in_order(dots[i]); /* one row's sums wait for each other: a tree is 4 % faster */
                     }
                 }
                 for (int i = 0; i < rows; i++) dots[i] = vi_chain_sum(dots[i]);
@@ -420,7 +423,7 @@ VEC_INLINE void panel_dot(int rows, int bits, int half, int minimum, const Packe
                 for (int g = 0; g < GROUPS; g++) {
                     vi w_group = vi_load(in + g * VF_WIDTH * 4);
                     for (int i = 0; i < rows; i++)
-                        dots[i] = vi_dot(dots[i], w_group, vi_broadcast_bytes(four + i * width + 4 * g));
+                        dots[i] = vi_in_order(vi_dot(dots[i], w_group, vi_broadcast_bytes(four + i * width + 4 * g)));
                 }
             }
             vf scale = load_scale(scale_place, half);
