@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmixer.kernels.memory import Arena
 from fastmixer.model.block import (
     ATTENTION_BRANCH,
     ATTENTION_WEIGHTS,
@@ -45,13 +46,13 @@ class EncoderActivations:
     feedforward_norm_saved: Any = None
 
     @classmethod
-    def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype) -> "EncoderActivations":
+    def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype, arena: Arena) -> "EncoderActivations":
         dim, hidden, is_post = config.dim, config.hidden, config.placement == "post"
         widths = (
             0 if is_post else dim, 3 * dim, dim, dim, dim, hidden if config.gated else 0, hidden, hidden,
             dim if is_post else 0, dim,
         )  # fmt: skip
-        return cls(*(np.empty((tokens, width), dtype) for width in widths))
+        return cls(*(arena.empty((tokens, width), dtype) for width in widths))
 
     def first(self, tokens: int) -> "EncoderActivations":
         """Views of the first rows."""
@@ -72,10 +73,10 @@ class EncoderGradients:
     d_dropped: np.ndarray
 
     @classmethod
-    def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype) -> "EncoderGradients":
+    def new(cls, config: EncoderConfig, tokens: int, dtype: np.dtype, arena: Arena) -> "EncoderGradients":
         dim, hidden = config.dim, config.hidden
         widths = (dim, hidden if config.gated else 0, hidden, dim, 3 * dim, dim)
-        return cls(*(np.empty((tokens, width), dtype) for width in widths))
+        return cls(*(arena.empty((tokens, width), dtype) for width in widths))
 
     def first(self, tokens: int) -> "EncoderGradients":
         """Views of the first rows."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmixer.kernels.memory import Arena, aligned_empty
 from fastmixer.model.block import Rotary
 from fastmixer.model.encoder_block import LAYERS, EncoderActivations, EncoderGradients, EncoderLayer, Packing, norm_of
 from fastmixer.model.encoder_config import EncoderConfig, encoder_shapes
@@ -84,6 +85,7 @@ class TrainableEncoder:
         self._final_norm = norm_of(config, self.parameters, "final_norm") if config.placement == "pre" else None
         self._space: list[EncoderActivations] = []
         self._gradients: EncoderGradients | None = None
+        self._arena = Arena()
         self._embedded = np.empty((3, 0, config.dim), self.dtype)
         self._step: _Step | None = None
 
@@ -234,18 +236,18 @@ class TrainableEncoder:
         """Arrays for so many tokens and layers, those of the last step where they are large enough."""
         room = -(-tokens // GROWTH) * GROWTH
         if self._embedded.shape[1] < tokens:
-            self._embedded = np.empty((3, room, self.config.dim), self.dtype)
+            self._embedded = aligned_empty((3, room, self.config.dim), self.dtype)
         if self._space and len(self._space[0].out) < tokens:
-            self._space = []  # let the old arrays go before new ones are made
+            self._space, self._arena = [], Arena()  # let the old arrays go before new ones are made
         while len(self._space) < layers:
             capacity = len(self._space[0].out) if self._space else room
-            self._space.append(EncoderActivations.new(self.config, capacity, self.dtype))
+            self._space.append(EncoderActivations.new(self.config, capacity, self.dtype, self._arena))
 
     def _make_gradients(self, tokens: int) -> EncoderGradients:
         if self._gradients is None or len(self._gradients.stream) < tokens:
             self._gradients = None
             room = -(-tokens // GROWTH) * GROWTH
-            self._gradients = EncoderGradients.new(self.config, room, self.dtype)
+            self._gradients = EncoderGradients.new(self.config, room, self.dtype, Arena())
         return self._gradients.first(tokens)
 
 
