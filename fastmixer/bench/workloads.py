@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from fastmixer.bench.arrays import empty, normal, zeros
 from fastmixer.bench.workload import Workload
 from fastmixer.ops.attention import attention, attention_backward
 from fastmixer.ops.bfloat16 import round_weight
@@ -62,25 +63,21 @@ def _all() -> Iterator[Workload]:
     yield from _step()
 
 
-def _normal(rng: Rng, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape, dtype=np.float32)
-
-
 def _embedding() -> Iterator[Workload]:
     count = 4096
     moved = 2.0 * count * DIM * FLOAT
 
     def gather(rng: Rng) -> Call:
-        table, ids, out = _normal(rng, VOCAB, DIM), rng.integers(0, VOCAB, count), np.empty((count, DIM), np.float32)
+        table, ids, out = normal(rng, VOCAB, DIM), rng.integers(0, VOCAB, count), empty(count, DIM)
         return lambda: embedding(table, ids, out=out)
 
     def gradient(rng: Rng) -> Call:
-        d_out, ids, values = _normal(rng, count, DIM), rng.integers(0, VOCAB, count), np.empty((count, DIM), np.float32)
+        d_out, ids, values = normal(rng, count, DIM), rng.integers(0, VOCAB, count), empty(count, DIM)
         return lambda: embedding_backward(d_out, ids, VOCAB, values=values)
 
     def add_at(rng: Rng) -> Call:
-        d_out, ids = _normal(rng, count, DIM), rng.integers(0, VOCAB, count)
-        d_table = np.zeros((VOCAB, DIM), np.float32)
+        d_out, ids = normal(rng, count, DIM), rng.integers(0, VOCAB, count)
+        d_table = zeros(VOCAB, DIM)
         return lambda: np.add.at(d_table, ids, d_out)
 
     yield Workload("embedding", f"gather {count} ids of {VOCAB}x{DIM}", gather, bytes=moved, stream="update")
@@ -94,7 +91,7 @@ def _positions() -> Iterator[Workload]:
     shape = (4, 12, 256, 64)
 
     def rotary(rng: Rng) -> Call:
-        x = _normal(rng, *shape)
+        x = normal(rng, *shape)
         cos, sin = rotary_tables(CONTEXT, shape[-1])
         return lambda: rotate(x, cos, sin, out=x)
 
@@ -107,18 +104,18 @@ def _norm() -> Iterator[Workload]:
 
     def forward(rng: Rng) -> Call:
         x, weight, bias, out = (
-            _normal(rng, tokens, DIM),
-            _normal(rng, DIM),
-            _normal(rng, DIM),
-            np.empty((tokens, DIM), np.float32),
+            normal(rng, tokens, DIM),
+            normal(rng, DIM),
+            normal(rng, DIM),
+            empty(tokens, DIM),
         )
         return lambda: layernorm(x, weight, bias, out=out)
 
     def backward(rng: Rng) -> Call:
-        x, weight, bias = _normal(rng, tokens, DIM), _normal(rng, DIM), _normal(rng, DIM)
-        d_out, d_weight, d_bias = _normal(rng, tokens, DIM), np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
+        x, weight, bias = normal(rng, tokens, DIM), normal(rng, DIM), normal(rng, DIM)
+        d_out, d_weight, d_bias = normal(rng, tokens, DIM), zeros(DIM), zeros(DIM)
         _, saved = layernorm(x, weight, bias, return_saved=True)
-        d_x = np.empty_like(x)
+        d_x = empty(*x.shape)
         return lambda: layernorm_backward(d_out, x, weight, saved, d_weight, d_bias, d_x=d_x)
 
     yield Workload("norm", f"layernorm forward {tokens}x{DIM}", forward, bytes=2 * one, stream="update")
@@ -135,25 +132,25 @@ def _matmul() -> Iterator[Workload]:
         # The head's weight is [vocab, dim]; all others are [in, out].
         def forward(rng: Rng, tokens=tokens, n=n, k=k, head=head) -> Call:
             x, weight, out = (
-                _normal(rng, tokens, k),
-                _normal(rng, *((n, k) if head else (k, n))),
-                np.empty((tokens, n), np.float32),
+                normal(rng, tokens, k),
+                normal(rng, *((n, k) if head else (k, n))),
+                empty(tokens, n),
             )
             return lambda: linear(x, weight, transpose_weight=head, out=out)
 
         def input_gradient(rng: Rng, tokens=tokens, n=n, k=k, head=head) -> Call:
             d_out, weight, d_x = (
-                _normal(rng, tokens, n),
-                _normal(rng, *((n, k) if head else (k, n))),
-                np.empty((tokens, k), np.float32),
+                normal(rng, tokens, n),
+                normal(rng, *((n, k) if head else (k, n))),
+                empty(tokens, k),
             )
             return lambda: matmul(d_out, weight, transpose_b=not head, out=d_x)
 
         def weight_gradient(rng: Rng, tokens=tokens, n=n, k=k, head=head) -> Call:
             x, d_out, d_weight = (
-                _normal(rng, tokens, k),
-                _normal(rng, tokens, n),
-                np.zeros((n, k) if head else (k, n), np.float32),
+                normal(rng, tokens, k),
+                normal(rng, tokens, n),
+                zeros(*((n, k) if head else (k, n))),
             )
             if head:
                 return lambda: matmul(d_out, x, transpose_a=True, out=d_weight, accumulate=True)
@@ -172,26 +169,26 @@ def _matmul_bfloat16() -> Iterator[Workload]:
         shape = f"{tokens}x{n}x{k}"
 
         def forward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
-            x, weight, out = _normal(rng, tokens, k), _normal(rng, k, n), np.empty((tokens, n), np.float32)
+            x, weight, out = normal(rng, tokens, k), normal(rng, k, n), empty(tokens, n)
             rounded = round_weight(weight)
             return lambda: linear(x, weight, rounded=rounded, out=out)
 
         def plain_forward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
-            x, weight, out = _normal(rng, tokens, k), _normal(rng, k, n), np.empty((tokens, n), np.float32)
+            x, weight, out = normal(rng, tokens, k), normal(rng, k, n), empty(tokens, n)
             return lambda: np.matmul(x, weight, out=out)
 
         def backward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
-            x, weight, d_out = _normal(rng, tokens, k), _normal(rng, k, n), _normal(rng, tokens, n)
+            x, weight, d_out = normal(rng, tokens, k), normal(rng, k, n), normal(rng, tokens, n)
             d_weight, d_x, rounded = (
-                np.zeros((k, n), np.float32),
-                np.empty((tokens, k), np.float32),
+                zeros(k, n),
+                empty(tokens, k),
                 round_weight(weight),
             )
             return lambda: linear_backward(d_out, x, weight, d_weight, d_x=d_x, rounded=rounded)
 
         def plain_backward(rng: Rng, tokens=tokens, n=n, k=k) -> Call:
-            x, weight, d_out = _normal(rng, tokens, k), _normal(rng, k, n), _normal(rng, tokens, n)
-            d_weight, d_x = np.zeros((k, n), np.float32), np.empty((tokens, k), np.float32)
+            x, weight, d_out = normal(rng, tokens, k), normal(rng, k, n), normal(rng, tokens, n)
+            d_weight, d_x = zeros(k, n), empty(tokens, k)
 
             def call() -> None:
                 np.matmul(d_out, weight.T, out=d_x)
@@ -212,8 +209,8 @@ def _feedforward() -> Iterator[Workload]:
     tokens = 256
 
     def forward(rng: Rng) -> Call:
-        x, w_up, b_up = _normal(rng, tokens, DIM), 0.02 * _normal(rng, DIM, HIDDEN), _normal(rng, HIDDEN)
-        w_down, b_down, out = 0.02 * _normal(rng, HIDDEN, DIM), _normal(rng, DIM), np.empty((tokens, DIM), np.float32)
+        x, w_up, b_up = normal(rng, tokens, DIM), 0.02 * normal(rng, DIM, HIDDEN), normal(rng, HIDDEN)
+        w_down, b_down, out = 0.02 * normal(rng, HIDDEN, DIM), normal(rng, DIM), empty(tokens, DIM)
         return lambda: feedforward(x, w_up, b_up, w_down, b_down, "gelu_tanh", residual=x, out=out)
 
     yield Workload(
@@ -229,11 +226,11 @@ def _attention() -> Iterator[Workload]:
         name = "x".join(map(str, shape)) + " causal"
 
         def forward(rng: Rng, shape=shape) -> Call:
-            q, k, v, out = (_normal(rng, *shape) for _ in range(4))
+            q, k, v, out = (normal(rng, *shape) for _ in range(4))
             return lambda: attention(q, k, v, causal=True, out=out)
 
         def both(rng: Rng, shape=shape) -> Call:
-            q, k, v, out, d_out, d_q, d_k, d_v = (_normal(rng, *shape) for _ in range(8))
+            q, k, v, out, d_out, d_q, d_k, d_v = (normal(rng, *shape) for _ in range(8))
 
             def call() -> None:
                 _, log_sum_exp = attention(q, k, v, causal=True, out=out, return_saved=True)
@@ -249,7 +246,7 @@ def _dropout() -> Iterator[Workload]:
     count = 1 << 22
 
     def forward(rng: Rng) -> Call:
-        x, out = _normal(rng, count), np.empty(count, np.float32)
+        x, out = normal(rng, count), empty(count)
         return lambda: dropout(x, 0.1, 7, out=out)
 
     yield Workload("dropout", f"{count} values", forward, bytes=2.0 * count * FLOAT, stream="update")
@@ -260,11 +257,11 @@ def _cross_entropy() -> Iterator[Workload]:
 
     def both(rng: Rng) -> Call:
         x, weight, targets = (
-            _normal(rng, tokens, DIM),
-            0.02 * _normal(rng, PADDED_VOCAB, DIM),
+            normal(rng, tokens, DIM),
+            0.02 * normal(rng, PADDED_VOCAB, DIM),
             rng.integers(0, VOCAB, tokens),
         )
-        d_x, d_weight = np.empty((tokens, DIM), np.float32), np.zeros((PADDED_VOCAB, DIM), np.float32)
+        d_x, d_weight = empty(tokens, DIM), zeros(PADDED_VOCAB, DIM)
         return lambda: head_loss(x, weight, targets, d_x=d_x, d_weight=d_weight)
 
     yield Workload(
@@ -277,8 +274,8 @@ def _optimizer() -> Iterator[Workload]:
     count = 1 << 24
 
     def adamw(rng: Rng) -> Call:
-        p, m, g = (_normal(rng, count) for _ in range(3))
-        v = np.abs(_normal(rng, count))
+        p, m, v, g = (normal(rng, count) for _ in range(4))
+        np.abs(v, out=v)
         return lambda: adamw_step(
             p, m, v, g, learning_rate=1e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, step=10,
             gradient_scale=1.0, zero_gradient=False,
@@ -289,7 +286,7 @@ def _optimizer() -> Iterator[Workload]:
 
 def _sampling() -> Iterator[Workload]:
     def top_p(rng: Rng) -> Call:
-        logits = 3 * _normal(rng, 1, VOCAB)
+        logits = 3 * normal(rng, 1, VOCAB)
         generator = np.random.default_rng(0)
         return lambda: sample(logits, temperature=0.8, top_k=50, top_p=0.95, generator=generator)
 
@@ -303,11 +300,11 @@ def _search() -> Iterator[Workload]:
     for count in (1, 16, 192):
 
         def fused(rng: Rng, count=count) -> Call:
-            vectors, queries = _normal(rng, rows, dim), _normal(rng, count, dim)
+            vectors, queries = normal(rng, rows, dim), normal(rng, count, dim)
             return lambda: search(vectors, queries, k)
 
         def plain(rng: Rng, count=count) -> Call:
-            vectors, queries = _normal(rng, rows, dim), _normal(rng, count, dim)
+            vectors, queries = normal(rng, rows, dim), normal(rng, count, dim)
 
             def call() -> tuple[np.ndarray, np.ndarray]:
                 scores = queries @ vectors.T

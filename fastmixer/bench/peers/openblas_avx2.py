@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmixer.bench.arrays import empty, normal
 from fastmixer.bench.peers import Comparison, Prepare
 from fastmixer.bench.workloads import LINEAR_SHAPES, PADDED_VOCAB
 from fastmixer.ops.matmul import matmul
@@ -68,8 +69,8 @@ def _product(tokens: int, outputs: int, inputs: int, part: str, *, ours: bool) -
 
     def prepare() -> Callable[[], object]:
         rng = np.random.default_rng(0)
-        x, d_out = (rng.standard_normal((tokens, width), dtype=np.float32) for width in (inputs, outputs))
-        weight = rng.standard_normal((outputs, inputs) if head else (inputs, outputs), dtype=np.float32)
+        x, d_out = (normal(rng, tokens, width) for width in (inputs, outputs))
+        weight = normal(rng, *((outputs, inputs) if head else (inputs, outputs)))
         if part == "forward":
             a, b, transpose_a, transpose_b = x, weight, False, head
         elif part == "d_x":
@@ -77,7 +78,7 @@ def _product(tokens: int, outputs: int, inputs: int, part: str, *, ours: bool) -
         else:
             a, b, transpose_a, transpose_b = (d_out, x, True, False) if head else (x, d_out, True, False)
         rows, columns = a.shape[1] if transpose_a else a.shape[0], b.shape[0] if transpose_b else b.shape[1]
-        out = np.empty((rows, columns), np.float32)
+        out = empty(rows, columns)
         if ours:
             return lambda: matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b, out=out)
         left, right = a.T if transpose_a else a, b.T if transpose_b else b
