@@ -21,10 +21,11 @@
 #define UNROLL_K
 #endif
 #else
-#define TILE_ROWS 6
-#define TILE_VECTORS 2 /* 12 sums, 2 of B, 1 broadcast: 15 of 16 registers */
-/* On a Zen 3 (AVX2, 12 multiply-adds in 6 cycles): panels packed in groups by a copy gave 2 %, and four k a turn of the loop 4 %,
- * 12 % for a weight's gradient: other work on the core leaves fewer slots than k's 23 steps. On a Zen 4 neither helps AVX-512. */
+#define TILE_ROWS 4
+#define TILE_VECTORS 3 /* 12 sums, 3 of B, 1 broadcast: all 16 registers */
+/* On a Zen 3 (AVX2, 12 multiply-adds in 6 cycles) other work on the core leaves few slots: 4 x 24 takes 7 loads a k, 6 x 16 eight and
+ * 1-9 % longer, the most where k is long. Panels packed in groups by a copy gave 2 %, four k a turn of the loop 4 %, 12 % for a
+ * weight's gradient. On a Zen 4 neither helps AVX-512. */
 #define FIRST_TILE_PACKS 0
 #define UNROLL_K UNROLL_FOUR
 #endif
@@ -116,9 +117,9 @@ FULL_TILE(full_tile_pairs_packing, PACK_AHEAD, 1, a_k, b_k, panel)
 REST_TILE(1)
 REST_TILE(2)
 REST_TILE(3)
+#if TILE_ROWS == 8
 REST_TILE(4)
 REST_TILE(5)
-#if TILE_ROWS == 8
 REST_TILE(6)
 REST_TILE(7)
 #endif
@@ -129,14 +130,14 @@ static void rest_tile(ptrdiff_t row_count, int pairs, const float *const rows[TI
     switch (row_count) {
     case 1: rest_tile_1(pairs, rows, a_k, b, depth, out); break;
     case 2: rest_tile_2(pairs, rows, a_k, b, depth, out); break;
+#if TILE_ROWS == 8
     case 3: rest_tile_3(pairs, rows, a_k, b, depth, out); break;
     case 4: rest_tile_4(pairs, rows, a_k, b, depth, out); break;
-#if TILE_ROWS == 8
     case 5: rest_tile_5(pairs, rows, a_k, b, depth, out); break;
     case 6: rest_tile_6(pairs, rows, a_k, b, depth, out); break;
     default: rest_tile_7(pairs, rows, a_k, b, depth, out);
 #else
-    default: rest_tile_5(pairs, rows, a_k, b, depth, out);
+    default: rest_tile_3(pairs, rows, a_k, b, depth, out);
 #endif
     }
 }

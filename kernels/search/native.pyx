@@ -11,6 +11,7 @@ include "matmul/gemm.pxi"
 
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, uint8_t, uint16_t
+from libc.string cimport memmove
 
 cdef extern from "packed/dot.h" nogil:
     vf vf_load_half(const uint8_t *p)
@@ -23,21 +24,22 @@ cdef extern from "search/tile.h" nogil:
     void tile_of_all(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
 
 cdef enum:
-    ROWS = 16 * TILE_ROWS  # of vectors that stay in L2 while panels of queries pass by: 128 of 384 numbers are 192 KB
+    ROWS = 128  # of vectors, whole tiles, that stay in L2 while panels of queries pass by: 192 KB if each has 384 numbers
     MOST_PARTS = 32  # enough for a few threads to balance; each part's heaps fill up anew: 2 % of a search for 10
     PART_ROWS = 1024  # at least, and
     PART_TIMES_K = 16  # times k at least
     PANELS = 4  # of queries that meet a block of rows once it is in cache
     HEAP_BYTES = 1 << 24  # of all heaps, unless one panel's are larger
     FEW_QUERIES = 2
-    AHEAD = 2 * TILE_ROWS  # rows that are asked for ahead while the first panel is multiplied
+    AHEAD = 16  # rows that are asked for ahead while the first panel is multiplied
+    SEEN_ROWS = 8  # that are looked at together for scores that pass
 
 
 cdef struct Search:
     const float *vectors
     const uint16_t *halves  # instead of vectors
     const float *queries  # of this round
-    const float *packed  # the same as panels [dim, TILE_COLUMNS], of each block of k
+    const float *packed  # the same as panels [dim, TILE_COLUMNS], of each block of k; the last one's rows are whole vectors only
     ptrdiff_t rows, dim, count, k, panels, k_block
     ptrdiff_t parts, part_rows
     int64_t *part_ids  # [parts, count, k]
@@ -188,18 +190,18 @@ cdef float keep_best(
     const float *block, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t count, float *thresholds, int64_t *ids, float *scores,
     ptrdiff_t k,
 ) noexcept nogil:
-    """What passes its threshold, of block [rows, TILE_COLUMNS], enters its query's heap; few do, so that a tile's rows are
+    """What passes its threshold, of block [rows, TILE_COLUMNS], enters its query's heap; few do, so that SEEN_ROWS are
     first looked at together. Returns 0 if all scores are finite, else NaN."""
-    cdef ptrdiff_t tile = 0, tile_rows, row, query, vectors = (count + VF_WIDTH - 1) // VF_WIDTH, j
+    cdef ptrdiff_t seen = 0, stop, row, query, vectors = (count + VF_WIDTH - 1) // VF_WIDTH, j
     cdef float largest[TILE_COLUMNS]
     cdef vf most, above, score, check = vf_zero()
     cdef float value
-    while tile < rows:
-        tile_rows = min(TILE_ROWS, rows - tile)
+    while seen < rows:
+        stop = min(rows, seen + SEEN_ROWS)
         above = vf_set(-INFINITY)
         for j in range(vectors):
             most = vf_set(-INFINITY)
-            for row in range(tile, tile + tile_rows):
+            for row in range(seen, stop):
                 score = vf_load(block + row * TILE_COLUMNS + j * VF_WIDTH)
                 check = vf_fma(score, vf_zero(), check)
                 most = vf_max(most, score)
@@ -209,12 +211,12 @@ cdef float keep_best(
             for query in range(count):
                 if not largest[query] > thresholds[query]:
                     continue
-                for row in range(tile, tile + tile_rows):
+                for row in range(seen, stop):
                     value = block[row * TILE_COLUMNS + query]
                     if value > thresholds[query]:
                         put(ids + query * k, scores + query * k, k, first + row, value)
                         thresholds[query] = scores[query * k]
-        tile += TILE_ROWS
+        seen = stop
     return vf_sum(check)
 
 
@@ -237,13 +239,15 @@ cdef void join_parts(void *argument, ptrdiff_t query) noexcept nogil:
 
 cdef void pack_queries(void *argument, ptrdiff_t panel) noexcept nogil:
     cdef Search *s = <Search *>argument
-    cdef ptrdiff_t query = panel * TILE_COLUMNS, k_start = 0, depth
+    cdef ptrdiff_t query = panel * TILE_COLUMNS, k_start = 0, depth, k
+    cdef ptrdiff_t columns = (min(TILE_COLUMNS, s.count - query) + VF_WIDTH - 1) // VF_WIDTH * VF_WIDTH
+    cdef float *packed
     while k_start < s.dim:
         depth = min(s.k_block, s.dim - k_start)
-        pack_panel(
-            s.queries + query * s.dim + k_start, 1, s.dim, depth, min(TILE_COLUMNS, s.count - query),
-            <float *>s.packed + (k_start * s.panels + panel * depth) * TILE_COLUMNS,
-        )
+        packed = <float *>s.packed + (k_start * s.panels + panel * depth) * TILE_COLUMNS
+        pack_panel(s.queries + query * s.dim + k_start, 1, s.dim, depth, min(TILE_COLUMNS, s.count - query), packed)
+        for k in range(1, depth if columns < TILE_COLUMNS else 0):
+            memmove(packed + k * columns, packed + k * TILE_COLUMNS, sizeof(float) * columns)
         k_start += s.k_block
 
 

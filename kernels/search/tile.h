@@ -12,7 +12,8 @@
 #define LINE_FLOATS 16
 
 /* out [TILE_ROWS][TILE_COLUMNS] = (out if add) + A B over `depth`, the first vectors * VF_WIDTH columns: row i of A starts at
- * rows[i], B's rows stand side by side. ahead: how many floats after each row the row lies that comes later; 0: none. */
+ * rows[i], B's rows of so many vectors stand side by side (with gaps between them few queries fill L1). ahead: how many floats
+ * after each row the row lies that comes later; 0: none. */
 VEC_INLINE void search_tile(const int vectors, const float *const rows[TILE_ROWS], const float *b, ptrdiff_t depth,
                             ptrdiff_t ahead, float *out, int add) {
     vf sums[TILE_SUMS];
@@ -29,7 +30,7 @@ VEC_INLINE void search_tile(const int vectors, const float *const rows[TILE_ROWS
         }
         for (ptrdiff_t k = start; k < stop; k++) {
             vf b_row[TILE_VECTORS];
-            UNROLL for (int j = 0; j < vectors; j++) b_row[j] = vf_load(b + k * TILE_COLUMNS + j * VF_WIDTH);
+            UNROLL for (int j = 0; j < vectors; j++) b_row[j] = vf_load(b + (k * vectors + j) * VF_WIDTH);
             UNROLL for (int i = 0; i < TILE_ROWS; i++) {
                 vf broadcast = vf_set(a[i][k]);
                 UNROLL for (int j = 0; j < vectors; j++)
