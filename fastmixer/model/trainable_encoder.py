@@ -52,9 +52,10 @@ class TrainableEncoder:
     """The encoder of these tensors (names and shapes: encoder_config.encoder_shapes), as one whose weights can learn.
 
     parameters: all weights that learn and their gradients in two flat buffers; linear weights are [in, out] there, q, k and
-    v side by side. freeze_embeddings: rows, positions, types and their norm stay as they are and are no parameters. dtype
-    "float64" runs on the NumPy reference alone, for gradient checks. precision "bfloat16": products are in bfloat16, added
-    up in float32; where no instructions for it run, it warns and takes float32, unless force_precision is set.
+    v side by side. freeze_embeddings: rows, positions, types and their norm stay as they are and are no parameters.
+    further: first values of parameters that the caller applies behind the encoder, by their names. dtype "float64" runs on
+    the NumPy reference alone, for gradient checks. precision "bfloat16": products are in bfloat16, added up in float32;
+    where no instructions for it run, it warns and takes float32, unless force_precision is set.
     Sources: Devlin et al. 2018 (arXiv 1810.04805); Song et al. 2020 (2004.09297); Warner et al. 2024 (2412.13663).
     """
 
@@ -67,15 +68,20 @@ class TrainableEncoder:
         precision: str = "float32",
         force_precision: bool = False,
         freeze_embeddings: bool = False,
+        further: Mapping[str, np.ndarray] | None = None,
     ):
         self.config, self.dtype, self.freeze_embeddings = config, np.dtype(dtype), freeze_embeddings
         self.precision = _usable_precision(precision, force_precision)
         shapes = _trained_shapes(config)
         frozen = {name for name in shapes if freeze_embeddings and name.startswith(EMBEDDINGS)}
-        self.parameters = Parameters([(n, shape) for n, shape in shapes.items() if n not in frozen], self.dtype)
+        trained = [(name, shape) for name, shape in shapes.items() if name not in frozen]
+        further = {} if further is None else further
+        self.parameters = Parameters([*trained, *((n, first.shape) for n, first in further.items())], self.dtype)
         self._frozen = {name: np.empty(shapes[name], self.dtype) for name in shapes if name in frozen}
         for name in shapes:
             self._weight(name)[...] = _read(tensors, name)
+        for name, first in further.items():
+            self.parameters[name][...] = first
         if self.precision == "bfloat16":
             self.parameters.keep_rounded(
                 [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]

@@ -11,6 +11,7 @@ import numpy as np
 from fastmixer.embed.pooling import SMALLEST_NORM, pool
 from fastmixer.ops.cross_entropy import cross_entropy
 from fastmixer.ops.matmul import matmul
+from fastmixer.train.dense import DenseStages
 
 # What stands in a score's place that must not count: e to that is 0 beside any score of cosines times MAX_SCALE.
 MASKED, MAX_SCALE = -1e4, 1000.0
@@ -24,22 +25,25 @@ def contrastive_loss(
     *,
     scale: float = 20.0,
     symmetric: bool = False,
+    dense: DenseStages | None = None,
     d_hidden: np.ndarray | None = None,
 ) -> float:
     """The mean loss in nats of finding each anchor's positive among all candidates, by scale * cosine.
 
     hidden: float [tokens, dim] of batch anchors, then their positives in the same order, then any number of negatives: one
     sequence each, from starts[s] to starts[s + 1]. masked: bool [batch, candidates], True where a candidate must not count
-    against an anchor. symmetric: the mean of that and of finding each positive's anchor. d_hidden: float [tokens, dim]
-    receives the gradient.
+    against an anchor. symmetric: the mean of that and of finding each positive's anchor. dense: stages between what is
+    pooled and its vector. d_hidden: float [tokens, dim] receives the gradient, and the stages' parameters theirs.
     """
     pooled = pool(hidden, starts, pooling)
-    lengths = np.maximum(np.sqrt(np.einsum("nd,nd->n", pooled, pooled)), SMALLEST_NORM)[:, None]
-    unit = pooled / lengths
+    vectors = pooled if dense is None else dense.forward(pooled)
+    lengths = np.maximum(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), SMALLEST_NORM)[:, None]
+    unit = vectors / lengths
     loss, d_unit = ranking_loss(unit, masked, scale=scale, symmetric=symmetric)
     if d_hidden is not None:
         along = np.einsum("nd,nd->n", d_unit, unit)[:, None]  # a vector's length changes nothing
-        d_pooled = (d_unit - along * unit) / lengths
+        d_vectors = (d_unit - along * unit) / lengths
+        d_pooled = d_vectors if dense is None else dense.backward(d_vectors)
         pool_backward(d_pooled, hidden, starts, pooling, d_hidden)
     return loss
 

@@ -26,6 +26,7 @@ from fastmixer.model.trainable_encoder import (
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.train.contrastive import MAX_SCALE, contrastive_loss
+from fastmixer.train.dense import DenseStages, first_values
 from fastmixer.train.interrupts import Interrupts
 from fastmixer.train.memory import FLOAT, OPTIMIZER_COPIES, available_memory
 from fastmixer.train.optimizer import AdamW
@@ -149,8 +150,11 @@ class EmbedderTrainer:
         self._check_memory(min(epoch, self.steps))
         self.encoder = TrainableEncoder(
             self.source.config, self.source.tensors, precision=self.settings.precision,
-            freeze_embeddings=self.settings.freeze_embeddings,
+            freeze_embeddings=self.settings.freeze_embeddings, further=first_values(self.source.recipe.dense),
         )  # fmt: skip
+        stages = self.source.recipe.dense
+        self.dense = DenseStages(stages, self.encoder.parameters) if stages else None
+        self.dim = stages[-1].weight.shape[0] if stages else self.source.config.dim
         self.optimizer = AdamW(
             self.encoder.parameters, betas=BETAS, weight_decay=self.settings.weight_decay,
             clip_norm=self.settings.clip_norm,
@@ -171,13 +175,13 @@ class EmbedderTrainer:
         if self._interrupted:
             result.reason = "interrupted"
         if result.steps:
-            write_encoder_folder(self.source, self.encoder.tensors(), self.out, self._record(result))
+            write_encoder_folder(self.source, self._tensors(), self.out, self._record(result))
             result.saved = True
         return result
 
     def vectors(self, pairs: TokenizedPairs, rows: np.ndarray) -> np.ndarray:
         """float32 [texts, dim]: pooled, of any length, of texts' numbers in pairs: int64 [texts]."""
-        out = np.empty((len(rows), self.source.config.dim), np.float32)
+        out = np.empty((len(rows), self.dim), np.float32)
         order = np.argsort(-pairs.lengths[rows], kind="stable")
         ends = np.cumsum(pairs.lengths[rows][order])
         first = 0
@@ -186,7 +190,8 @@ class EmbedderTrainer:
             stop = max(first + 1, int(np.searchsorted(ends, passed + EVALUATED_TOKENS, side="right")))
             places = order[first:stop]
             packed = pairs.pack(rows[places])
-            out[places] = pool(self.encoder.infer(*packed), packed.starts, self.pooling)
+            pooled = pool(self.encoder.infer(*packed), packed.starts, self.pooling)
+            out[places] = pooled if self.dense is None else self.dense.forward(pooled)
             first = stop
         return out
 
@@ -214,7 +219,7 @@ class EmbedderTrainer:
         d_hidden = encoder.gradient_of_hidden(len(hidden))
         loss = contrastive_loss(
             hidden, packed.starts, self.pooling, masked, scale=settings.scale, symmetric=settings.symmetric,
-            d_hidden=d_hidden,
+            dense=self.dense, d_hidden=d_hidden,
         )  # fmt: skip
         if not math.isfinite(loss):
             raise NonFiniteError(f"step {step + 1}: the loss is {loss}; nothing was written")
@@ -240,6 +245,12 @@ class EmbedderTrainer:
             return None
         self._tell(bar, f"{when + ':':8}{score}")
         return score
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """All weights as they are now: the encoder's and those of Dense stages."""
+        parameters = self.encoder.parameters
+        dense = {name: parameters[name].copy() for name in parameters if name.startswith("dense.")}
+        return self.encoder.tensors() | dense
 
     def _record(self, result: EmbedderResult) -> dict[str, Any]:
         """What training.json says."""
@@ -308,6 +319,8 @@ class EmbedderTrainer:
         for name, tensor in self.source.tensors.items():
             frozen = self.settings.freeze_embeddings and name.startswith(EMBEDDINGS)
             weights += FLOAT * (1 if frozen else OPTIMIZER_COPIES) * math.prod(tensor.shape)
+        for stage in self.source.recipe.dense:
+            weights += FLOAT * OPTIMIZER_COPIES * math.prod(stage.weight.shape)
         activations = FLOAT * tokens * numbers_per_token(self.source.config)
         if available is not None and weights + activations > available:
             raise MemoryError(
@@ -341,8 +354,6 @@ def _pairs(pairs: Pairs, fields: list[str] | None, name: str) -> list[TextPair]:
 
 
 def _require_trainable(source: EncoderSource) -> None:
-    """ValueError for what has no way back: heads, dense stages."""
+    """ValueError for what gives no vectors."""
     if source.config.head is not None:
         raise ValueError(f"{source.name} is a cross-encoder or classifier, which gives no vectors to train")
-    if source.recipe.dense:
-        raise ValueError(f"{source.name} has Dense stages after its pooling, which are not trained yet")

@@ -42,8 +42,9 @@ def write_encoder_folder(
 ) -> Path:
     """Write source's model with these tensors in place of its own, all or nothing; returns the folder.
 
-    tensors: float32, by the names and in the shapes of encoder_config.encoder_shapes, those that changed or all. record:
-    what training.json is to hold. Raises FileExistsError for a folder that holds anything; OSError as it came.
+    tensors: float32, by the names and in the shapes of encoder_config.encoder_shapes, those that changed or all; of Dense
+    stages dense.{i}.weight: [out, in] and dense.{i}.bias: [out]. record: what training.json is to hold. Raises
+    FileExistsError for a folder that holds anything; OSError as it came.
     """
     folder = Path(folder)
     require_free(folder)
@@ -63,6 +64,9 @@ def write_encoder_folder(
             _write_modules(source, temporary)
         _write_config(source.path / CONFIG, temporary / inside / CONFIG)
         _write_weights(source, tensors, temporary / inside / WEIGHTS)
+        stages = [place for kind, place in modules[1:] if kind == "Dense"]
+        for index, place in enumerate(stages):
+            _write_dense(source.folder / place, tensors, index, temporary / place / WEIGHTS)
         write_json(temporary / TRAINING, dict(record))
         for path in temporary.rglob("*"):
             sync(path)
@@ -122,4 +126,16 @@ def _write_weights(source: EncoderSource, tensors: Mapping[str, np.ndarray], pat
                 values = values.copy()
                 values[rows] = tensors[name]
         written[stored] = np.ascontiguousarray(values, np.float32)
+    path.write_bytes(save(written, metadata={"format": "pt"}))
+
+
+def _write_dense(source: Path, tensors: Mapping[str, np.ndarray], index: int, path: Path) -> None:
+    """The tensors of a Dense stage, as its own files have them but for those that changed."""
+    from safetensors.numpy import save
+
+    files = weight_files(source)
+    written = {}
+    for stored in files.shapes():
+        changed = tensors.get(f"dense.{index}.{stored.removeprefix('linear.')}")
+        written[stored] = np.ascontiguousarray(files.tensor(stored).values() if changed is None else changed, np.float32)
     path.write_bytes(save(written, metadata={"format": "pt"}))

@@ -87,6 +87,25 @@ def test_the_largest_of_tokens_learns(tmp_path):
     assert fm.load(tmp_path / "tuned").recipe.pooling == "max"
 
 
+def test_dense_stages_learn_and_are_written(tmp_path):
+    model = write_random_encoder(tmp_path / "model")
+    write_modules(
+        model, ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Dense", "3_Dense"), ("Normalize", "4_Normalize")
+    )
+    write_dense(model, "2_Dense", 32, 24)
+    write_dense(model, "3_Dense", 24, 12, bias=False, activation="torch.nn.modules.linear.Identity")
+    trainer, result = tune(model, tmp_path / "tuned", made_pairs(120), steps=40, batch=16, dropout=0)
+    assert np.mean(result.losses[-5:]) < 0.7 * np.mean(result.losses[:5])
+    for place, names in (("2_Dense", {"linear.weight", "linear.bias"}), ("3_Dense", {"linear.weight"})):
+        before, after = (load_file(folder / place / "model.safetensors") for folder in (model, tmp_path / "tuned"))
+        assert set(before) == set(after) == names
+        assert all((before[name] != after[name]).any() for name in names)
+    vectors = trainer.vectors(trainer.pairs, trainer.pairs.anchors[:8])
+    found = fm.load(tmp_path / "tuned", weights="float32").embed([pair[0] for pair in made_pairs(120)[:8]])
+    assert vectors.shape == (8, 12)
+    assert ((found * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)).min() >= 0.99999
+
+
 def test_hard_negatives_and_symmetry_change_the_loss(model, tmp_path):
     pairs = [(anchor, positive, [f"{positive} alice", "bob"]) for anchor, positive in made_pairs(20)]
     plain = tune(model, tmp_path / "a", [pair[:2] for pair in pairs], dropout=0)[1].losses[0]
@@ -410,10 +429,6 @@ def test_models_that_cannot_be_trained(tmp_path):
 
     text = "bert-classifier is a cross-encoder or classifier, which gives no vectors to train"
     assert refused(TINY / "bert-classifier") == text
-    folder = write_random_encoder(tmp_path / "dense")
-    write_modules(folder, ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
-    write_dense(folder, "2_Dense", 32, 8)
-    assert refused(folder) == "dense has Dense stages after its pooling, which are not trained yet"
     assert not (tmp_path / "tuned").exists()
 
 
