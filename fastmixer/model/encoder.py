@@ -174,7 +174,12 @@ def dense(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation
     out = x @ weight.T
     if bias is not None:
         out += bias
-    return np.tanh(out) if activation == "tanh" else activate(out, ACTIVATIONS[activation])
+    return bend(out, activation)
+
+
+def bend(x: np.ndarray, activation: str) -> np.ndarray:
+    """act(x): float32 [...], of the same activations; x itself for "none"."""
+    return np.tanh(x) if activation == "tanh" else activate(x, ACTIVATIONS[activation])
 
 
 def _integers(name: str, array: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ All sequences of a batch stand one after another, each sees itself only. backwar
 nothing of embeddings, pooling or losses.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -96,7 +97,7 @@ class Packing:
     d_bias: np.ndarray | None = None
 
 
-class EncoderLayer:
+class EncoderLayer(ABC):
     """What both placements of norms share: parameters, and the two branches over packed sequences."""
 
     def __init__(self, config: EncoderConfig, parameters: Parameters, index: int, rotary: Rotary, around: int | None):
@@ -110,15 +111,15 @@ class EncoderLayer:
         self.feedforward_norm = norm_of(config, parameters, f"{prefix}.feedforward_norm")
         self._precision = "float32" if self.qkv.rounded is None else "bfloat16"  # of attention's products
 
+    @abstractmethod
     def forward(self, x: np.ndarray, saved: EncoderActivations, packing: Packing) -> np.ndarray:
         """x: [tokens, dim] -> saved.out: [tokens, dim]; x may be saved.out where no backward follows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(
         self, d: np.ndarray, x: np.ndarray, saved: EncoderActivations, space: EncoderGradients, packing: Packing
     ) -> np.ndarray:
         """d: [tokens, dim] of this layer's out -> that of x in the same memory; parameters' gradients are added."""
-        raise NotImplementedError
 
     # ---- attention ----
 

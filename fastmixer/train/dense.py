@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
-from fastmixer.kernels.activations_reference import activate, derivative
+from fastmixer.kernels.activations_reference import derivative
+from fastmixer.model.encoder import bend, dense
 from fastmixer.model.parameters import Parameters
 from fastmixer.weights.encoder_recipe import DenseStage
 
@@ -30,13 +31,11 @@ class DenseStages:
         """float [texts, out] of x: float [texts, in]."""
         self._inputs, self._sums = [], []
         for index, activation in enumerate(self._activations):
-            total = x @ self._parameters[f"dense.{index}.weight"].T
-            bias = self._parameters.get(f"dense.{index}.bias")
-            if bias is not None:
-                total += bias
+            weight, bias = self._parameters[f"dense.{index}.weight"], self._parameters.get(f"dense.{index}.bias")
+            total = dense(x, weight, bias, "none")
             self._inputs.append(x)
             self._sums.append(total)
-            x = np.tanh(total) if activation == "tanh" else activate(total, ACTIVATIONS[activation])
+            x = bend(total, activation)
         return x
 
     def backward(self, d: np.ndarray) -> np.ndarray:

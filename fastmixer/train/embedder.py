@@ -148,11 +148,11 @@ class EmbedderTrainer:
         epoch = batches_in_epoch(len(self.pairs), self.batch)
         self.steps = self.settings.epochs * epoch if self.settings.steps is None else self.settings.steps
         self._check_memory(min(epoch, self.steps))
+        stages = self.source.recipe.dense
         self.encoder = TrainableEncoder(
             self.source.config, self.source.tensors, precision=self.settings.precision,
-            freeze_embeddings=self.settings.freeze_embeddings, further=first_values(self.source.recipe.dense),
+            freeze_embeddings=self.settings.freeze_embeddings, further=first_values(stages),
         )  # fmt: skip
-        stages = self.source.recipe.dense
         self.dense = DenseStages(stages, self.encoder.parameters) if stages else None
         self.dim = stages[-1].weight.shape[0] if stages else self.source.config.dim
         self.optimizer = AdamW(
