@@ -7,7 +7,6 @@ first, and what comes out stands in the caller's order. Knows nothing of files b
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
@@ -22,10 +21,11 @@ from fastmixer.embed.pooling import pool, unit_length
 from fastmixer.embed.sentence_tokenizer import Encoded, Pair, SentenceTokenizer
 from fastmixer.embed.vector_file import VectorFile
 from fastmixer.model.config import ModelConfig
-from fastmixer.model.decoder import PROGRESS_AFTER, WEIGHTS, Decoder
+from fastmixer.model.decoder import WEIGHTS, Decoder
 from fastmixer.model.encoder import Encoder, dense
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.ops.checks import check_choice
+from fastmixer.progress import PROGRESS_AFTER, LateBar
 from fastmixer.text.files import lone_surrogate
 from fastmixer.text.tokenizer import Tokenizer
 from fastmixer.weights.encoder_folder import is_encoder_folder, is_sentence_folder, open_encoder
@@ -34,7 +34,6 @@ from fastmixer.weights.hf_folder import open_folder
 
 BATCH_TOKENS = 4096  # of one call of the encoder
 WINDOW = 2048  # texts tokenized at once
-FEW = 16  # up to so many texts no bar is made ready
 DTYPES = ("float32", "float16")
 
 
@@ -408,23 +407,7 @@ def _positive(op: str, name: str, value: int) -> int:
     return int(value)
 
 
-def _bar(total: int | None, show_progress: bool | None) -> Any:
+def _bar(total: int | None, show_progress: bool | None) -> LateBar:
     """A progress bar over texts; None: it shows once a second has passed."""
-    if show_progress is False or (show_progress is None and total is not None and total <= FEW):
-        return _NoBar()
-    from tqdm import tqdm
-
-    return tqdm(
-        total=total, desc="embedding", unit=" texts", delay=PROGRESS_AFTER if show_progress is None else 0,
-        dynamic_ncols=True, leave=False,
-    )  # fmt: skip
-
-
-class _NoBar(AbstractContextManager[Any]):
-    """Where none is shown: tqdm takes 40 us to be told so, a text alone 1 ms."""
-
-    def update(self, count: int) -> None:
-        """As tqdm's."""
-
-    def __exit__(self, *raised: object) -> None:
-        """As tqdm's."""
+    after = 0.0 if show_progress else PROGRESS_AFTER
+    return LateBar(total, shown=show_progress is not False, after=after, desc="embedding", unit=" texts")

@@ -4,7 +4,7 @@ Many sequences go through a step together, each with pages of its own. Knows not
 page.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,16 @@ from fastmixer.model.packed_cache import PackedCache
 from fastmixer.ops.bfloat16 import is_fast
 from fastmixer.ops.checks import check_choice, check_id_range
 from fastmixer.ops.positions import rotary_tables, sinusoidal_table
+from fastmixer.progress import LateBar
 
 if TYPE_CHECKING:
     from fastmixer.weights.source import ModelSource
+    from fastmixer.weights.stored import StoredTensor
 
 WEIGHTS = ("auto", *KINDS)
 PLAIN_TYPES = ("F32", "F16", "BF16")
 TABLES = ("embedding.weight", "head.weight")
 FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")  # what the kind "int4" holds without changing a value
-PROGRESS_AFTER = 1.0  # seconds of packing that pass in silence
 
 
 class Decoder:
@@ -54,7 +55,7 @@ class Decoder:
         layer_windows = _layer_windows(self.config)
         self._group_of = _groups_of(layer_windows)
         self.windows, self._layers_per_group = cache_groups(self.config)
-        with self._bar(progress) as self._progress:
+        with packing_bar(source.tensors.values(), progress) as self._progress:
             self._kept = self._kept_weights(packed_cache)
             self.spec = self._make_spec(layer_windows)
         del self._progress, self._kept
@@ -271,15 +272,11 @@ class Decoder:
         for name in names:
             yield name, self._packed(name)
 
-    def _bar(self, progress: bool) -> Any:
-        from tqdm import tqdm
 
-        assert self._source is not None
-        total = sum(tensor.nbytes for tensor in self._source.tensors.values() if len(tensor.shape) == 2)
-        return tqdm(
-            total=total, desc="packing weights", unit="B", unit_scale=True, delay=PROGRESS_AFTER, disable=not progress,
-            dynamic_ncols=True, leave=False,
-        )  # fmt: skip
+def packing_bar(tensors: Iterable["StoredTensor"], shown: bool) -> LateBar:
+    """A bar of the bytes of matrices."""
+    total = sum(tensor.nbytes for tensor in tensors if len(tensor.shape) == 2)
+    return LateBar(total, shown=shown, desc="packing weights", unit="B", unit_scale=True)
 
 
 def kind_of(type_name: str, weights: str, is_table: bool) -> str:

@@ -3,7 +3,7 @@
 Many sequences go through together, each seeing itself only. Knows nothing of tokenizers, or of pooling.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fastmixer.kernels.activations_reference import activate
 from fastmixer.kernels.encoder.spec import EncoderLayerSpec, EncoderSpec, Linear, Norm
 from fastmixer.kernels.packed import FOR_MANY_ROWS, KINDS, PackedWeight
 from fastmixer.kernels.select import implementation, kernel_module, kernels
-from fastmixer.model.decoder import PROGRESS_AFTER, kind_of, spec_bytes
+from fastmixer.model.decoder import kind_of, packing_bar, spec_bytes
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.model.relative import relative_table
 from fastmixer.ops.checks import check_choice, check_id_range
@@ -40,7 +40,7 @@ class Encoder:
         self._source: EncoderSource | None = source
         module = kernels("encoder")
         self._packing = kernel_module("packed", implementation("encoder"))
-        with self._bar(progress) as self._progress:
+        with packing_bar(source.tensors.values(), progress) as self._progress:
             self.spec = self._make_spec()
         del self._progress
         self._head = self._read_head()
@@ -156,16 +156,6 @@ class Encoder:
         packed = self._packing.pack_weight(np.ascontiguousarray(tensor.raw), tensor.type.name, *tensor.shape, kind)
         self._progress.update(tensor.nbytes)
         return packed
-
-    def _bar(self, progress: bool) -> Any:
-        from tqdm import tqdm
-
-        assert self._source is not None
-        total = sum(tensor.nbytes for tensor in self._source.tensors.values() if len(tensor.shape) == 2)
-        return tqdm(
-            total=total, desc="packing weights", unit="B", unit_scale=True, delay=PROGRESS_AFTER, disable=not progress,
-            dynamic_ncols=True, leave=False,
-        )  # fmt: skip
 
 
 def dense(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: str) -> np.ndarray:

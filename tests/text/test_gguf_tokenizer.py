@@ -202,6 +202,8 @@ def _changed(name, field, index, value):
         ("llama3", _changed("llama3", "merges", 3, " b"), "merges[3] must be two pieces with a space between; got ' b'"),
         ("llama3", _changed("llama3", "merges", 3, "q ¤¤"), "merges[3] is 'q ¤¤', but '¤¤' is not among the tokens"),
         ("llama3", _changed("llama3", "merges", 3, "q q"), "merges[3] is 'q q', but 'qq' is not among the tokens"),
+        ("llama3", _changed("llama3", "merges", slice(3, 5), ["a", "b c"]), "merges[3] must be two pieces with a space between; got 'a'"),
+        ("llama3", _changed("llama3", "merges", 3, "a\0b"), "merges[3] must be two pieces with a space between; got 'a\\x00b'"),
         ("llama3", {"eos_token_id": 1504}, "eos_token_id must be an id in 0..1503; got int 1504"),
         ("llama3", {"eos_token_id": -1}, "eos_token_id must be an id in 0..1503; got int -1"),
         ("llama3", {"eot_token_id": "x"}, "eot_token_id must be an id in 0..1503; got str 'x'"),

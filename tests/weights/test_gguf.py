@@ -70,6 +70,14 @@ def test_a_file(tmp_path, version):
         found["third"]
 
 
+@pytest.mark.parametrize("strings", [["a", "", "é", "ü" * 300, " "], ["a\0b", "c"], ["\0"], ["", ""], []], ids=repr)
+def test_arrays_of_strings(tmp_path, strings):
+    """Read all at once; a zero in one of them, which parts strings there, does not part it."""
+    values = b"".join(map(string, strings))
+    found = read(tmp_path, file([field("a", 9, struct.pack("<IQ", 8, len(strings)) + values), field("b", 8, string("after"))]))
+    assert found.metadata == {"a": strings, "b": "after"}
+
+
 def test_what_the_gguf_package_writes(tmp_path, rng):
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "m.gguf"
@@ -120,6 +128,9 @@ BAD = {
     "array past the end": (file([field("a", 9, struct.pack("<IQ", 0, 1000))]), "length of a is 1000: more than the file's"),
     "string of an array past the end": (file([field("a", 9, struct.pack("<IQ", 8, 2) + string("b") + struct.pack("<Q", 5000))]), "a[1] needs 5000 bytes at byte "),
     "string of an array not UTF-8": (file([field("a", 9, struct.pack("<IQ", 8, 1) + string(b"\x80"))]), "a[0] is not UTF-8: byte 0 is 0x80"),
+    "character cut by a string's end": (
+        file([field("a", 9, struct.pack("<IQ", 8, 3) + string("b") + string(b"\xc3") + string(b"\xa9"))]), "a[1] is not UTF-8: byte 0 is 0xc3",
+    ),
     "no value": (file([field("a" * 28, 4, b"")], data=b"")[:-1], "type of " + "a" * 28 + " needs 4 bytes at byte "),
     "array of arrays": (file([field("a", 9, struct.pack("<IQ", 9, 1) * 9)]), "a is an array of value type 9; arrays of numbers, bools and strings are known"),
     "array of unknown": (file([field("a", 9, struct.pack("<IQ", 99, 1))]), "a is an array of value type 99;"),
