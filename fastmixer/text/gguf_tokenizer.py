@@ -6,7 +6,6 @@ gpt2: byte-level BPE, cut by one of the named patterns of pretokenizers.py. llam
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -159,24 +158,18 @@ def _byte_level(fields: _Fields, vocabulary: _Vocabulary) -> Any:
 
 
 def _merges(fields: _Fields, vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    merges, ids = fields.strings("merges"), vocabulary.ids
-    # All at once, in a quarter of the time: there are as many as pieces.
-    halves = "\0".join(merges).replace(" ", "\0").split("\0")
-    pairs = list(zip(halves[::2], halves[1::2], strict=False))
-    if list(map(" ".join, pairs)) == merges and all(map(ids.__contains__, chain(halves, map("".join, pairs)))):
-        return pairs
-    return [_merge(fields, index, merge, ids) for index, merge in enumerate(merges)]
-
-
-def _merge(fields: _Fields, index: int, merge: str, ids: Mapping[str, int]) -> tuple[str, str]:
-    """Two pieces that make a third. A second one with a space would be ambiguous; byte-level pieces hold none."""
-    left, _, right = merge.partition(" ")
-    if not left or not right or " " in right:
-        raise fields.wrong(f"merges[{index}]", f"must be two pieces with a space between; got {merge!r}")
-    for piece in (left, right, left + right):
-        if piece not in ids:
-            raise fields.wrong(f"merges[{index}]", f"is {merge!r}, but {piece!r} is not among the tokens")
-    return left, right
+    ids = vocabulary.ids
+    pairs: list[tuple[str, str]] = []
+    for index, merge in enumerate(fields.strings("merges")):
+        # A merge whose second half holds a space would be ambiguous; byte-level pieces hold none.
+        left, space, right = merge.partition(" ")
+        if not space or left not in ids or right not in ids or left + right not in ids:
+            if not left or not right or " " in right:
+                raise fields.wrong(f"merges[{index}]", f"must be two pieces with a space between; got {merge!r}")
+            absent = next(piece for piece in (left, right, left + right) if piece not in ids)
+            raise fields.wrong(f"merges[{index}]", f"is {merge!r}, but {absent!r} is not among the tokens")
+        pairs.append((left, right))
+    return pairs
 
 
 # ---- llama: SentencePiece's BPE ----
