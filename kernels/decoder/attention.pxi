@@ -128,8 +128,8 @@ cdef inline ptrdiff_t token_blocks(ptrdiff_t tokens) noexcept nogil:
 
 
 cdef inline ptrdiff_t place_in_pages(const Step *s, const Layer *layer, ptrdiff_t page, ptrdiff_t kv_head) noexcept nogil:
-    """Which [page, layer, kv_head] this is."""
-    return (page * s.pages[layer.group].layers + layer.index) * s.model.kv_heads + kv_head
+    """Which [page // RUN_PAGES, layer, kv_head, page % RUN_PAGES] this is."""
+    return ((page // RUN_PAGES * s.pages[layer.group].layers + layer.index) * s.model.kv_heads + kv_head) * RUN_PAGES + page % RUN_PAGES
 
 
 cdef inline ptrdiff_t place_of(const Step *s, const Layer *layer, const AttendTask *task, ptrdiff_t page) noexcept nogil:

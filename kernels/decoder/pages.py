@@ -13,15 +13,18 @@ import numpy as np
 from fastmixer.kernels.bfloat16 import round_bits
 
 PAGE = 64  # tokens
+RUN = 4  # pages that a task of attention reads one after another (RUN_PAGES of attend.h)
 DTYPES = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class KVPages:
-    """keys[g]: [pages, layers, kv_heads, head_dim, PAGE], transposed within a page, so that scores of 64 keys are sums
-    along memory; values[g]: [pages, layers, kv_heads, PAGE, head_dim]. dtype: "float32", "bfloat16" (as uint16) or
-    "int8", which has key_scales[g], value_scales[g]: float32 [pages, layers, kv_heads, PAGE], one for each head's row.
+    """keys[g]: [runs, layers, kv_heads, RUN, head_dim, PAGE], transposed within a page, so that scores of 64 keys are sums
+    along memory; values[g]: [runs, layers, kv_heads, RUN, PAGE, head_dim]. dtype: "float32", "bfloat16" (as uint16) or
+    "int8", which has key_scales[g], value_scales[g]: float32 [runs, layers, kv_heads, RUN, PAGE], one for each head's row.
 
-    layers_per_group, pages_per_group: sizes of each group. Memory is zero, and not touched before it is written.
+    Page p is number p % RUN of run p // RUN: what one head has of a run lies side by side, as memory is read faster in
+    longer pieces (a token at 4,096 takes 4 % less on a Zen 4, and no less with runs of 16). layers_per_group,
+    pages_per_group: sizes of each group; runs are whole. Memory is zero, and not touched before it is written.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class KVPages:
         self.key_scales: list[np.ndarray] = []
         self.value_scales: list[np.ndarray] = []
         for layers, pages in zip(layers_per_group, pages_per_group, strict=True):
-            places = (pages, layers, kv_heads)
+            places = (-(-pages // RUN), layers, kv_heads, RUN)
             self.keys.append(_zeros((*places, head_dim, PAGE), DTYPES[dtype]))
             self.values.append(_zeros((*places, PAGE, head_dim), DTYPES[dtype]))
             if dtype == "int8":
@@ -55,7 +58,8 @@ class KVPages:
         """Page `target` becomes what page `source` is, in all layers of the group."""
         for arrays in (self.keys, self.values, self.key_scales, self.value_scales):
             if arrays:
-                arrays[group][target] = arrays[group][source]
+                array = arrays[group]
+                array[target // RUN, :, :, target % RUN] = array[source // RUN, :, :, source % RUN]
 
     def write(
         self, group: int, layer: int, pages: np.ndarray, slots: np.ndarray, keys: np.ndarray, values: np.ndarray
@@ -63,19 +67,21 @@ class KVPages:
         """keys, values: float32 [tokens, kv_heads, head_dim] of one layer go to slots [tokens] of pages [tokens]."""
         key_rows, key_scales = self._rounded(keys)
         value_rows, value_scales = self._rounded(values)
-        self.keys[group][pages, layer, :, :, slots] = key_rows
-        self.values[group][pages, layer, :, slots] = value_rows
+        run, at = np.divmod(pages, RUN)
+        self.keys[group][run, layer, :, at, :, slots] = key_rows
+        self.values[group][run, layer, :, at, slots] = value_rows
         if self.dtype == "int8":
-            self.key_scales[group][pages, layer, :, slots] = key_scales
-            self.value_scales[group][pages, layer, :, slots] = value_scales
+            self.key_scales[group][run, layer, :, at, slots] = key_scales
+            self.value_scales[group][run, layer, :, at, slots] = value_scales
 
     def read(self, group: int, layer: int, pages: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(keys, values), float32 [tokens, kv_heads, head_dim] of one layer at slots [tokens] of pages [tokens]."""
-        keys = self._widened(self.keys[group][pages, layer, :, :, slots])
-        values = self._widened(self.values[group][pages, layer, :, slots])
+        run, at = np.divmod(pages, RUN)
+        keys = self._widened(self.keys[group][run, layer, :, at, :, slots])
+        values = self._widened(self.values[group][run, layer, :, at, slots])
         if self.dtype == "int8":
-            keys *= self.key_scales[group][pages, layer, :, slots][..., None]
-            values *= self.value_scales[group][pages, layer, :, slots][..., None]
+            keys *= self.key_scales[group][run, layer, :, at, slots][..., None]
+            values *= self.value_scales[group][run, layer, :, at, slots][..., None]
         return keys, values
 
     def _rounded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

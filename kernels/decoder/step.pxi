@@ -9,9 +9,9 @@ cdef enum:
 
 
 cdef struct Pages:
-    char *keys  # [pages, layers, kv_heads, head_dim, PAGE_KEYS]: transposed within a page
-    char *values  # [pages, layers, kv_heads, PAGE_KEYS, head_dim]
-    float *key_scales  # [pages, layers, kv_heads, PAGE_KEYS] or NULL
+    char *keys  # [runs, layers, kv_heads, RUN_PAGES, head_dim, PAGE_KEYS]: transposed within a page
+    char *values  # [runs, layers, kv_heads, RUN_PAGES, PAGE_KEYS, head_dim]
+    float *key_scales  # [runs, layers, kv_heads, RUN_PAGES, PAGE_KEYS] or NULL
     float *value_scales
     ptrdiff_t layers
     const int32_t *tables  # [sequences, table_pages]

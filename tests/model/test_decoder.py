@@ -7,7 +7,7 @@ import pytest
 from random_models import CONFIGS, random_source
 
 from fastmixer.kernels import select
-from fastmixer.kernels.decoder.pages import PAGE
+from fastmixer.kernels.decoder.pages import PAGE, RUN
 from fastmixer.model.config import ModelConfig
 from fastmixer.model.decoder import Decoder
 from fastmixer.model.transformer import Transformer
@@ -173,8 +173,8 @@ def test_groups_follow_windows():
     assert gemma.windows == (0, 5)
     assert [(layer.group, layer.index) for layer in gemma.spec.layers] == [(1, 0), (0, 0), (1, 1)]
     pages = gemma.new_pages((3, 2), "int8")
-    assert [keys.shape for keys in pages.keys] == [(3, 1, 2, 32, PAGE), (2, 2, 2, 32, PAGE)]
-    assert pages.nbytes == 3 * gemma.page_bytes(0, "int8") + 2 * gemma.page_bytes(1, "int8")
+    assert [keys.shape for keys in pages.keys] == [(1, 1, 2, RUN, 32, PAGE), (1, 2, 2, RUN, 32, PAGE)]
+    assert pages.nbytes == RUN * gemma.page_bytes(0, "int8") + RUN * gemma.page_bytes(1, "int8")
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 5e-3)])
