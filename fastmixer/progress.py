@@ -1,6 +1,6 @@
 """A progress bar that shows itself once work has taken a second. Knows nothing of the work.
 
-tqdm is imported when a bar first shows: that takes 20 ms, a tenth of the time in which a small model is loaded.
+tqdm is imported when a bar first shows: that takes 20 ms, a twentieth of loading a small model.
 """
 
 import time
