@@ -51,8 +51,10 @@ class KVPages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(a.nbytes for arrays in (self.keys, self.values, self.key_scales, self.value_scales) for a in arrays)
+        """Bytes of the pages; those that make the last run whole are never touched."""
+        kinds = [arrays for arrays in (self.keys, self.values, self.key_scales, self.value_scales) if arrays]
+        counted = (zip(self.pages_per_group, arrays, strict=True) for arrays in kinds)
+        return sum(pages * (array.nbytes // (RUN * len(array))) for one in counted for pages, array in one if pages)
 
     def copy_page(self, group: int, source: int, target: int) -> None:
         """Page `target` becomes what page `source` is, in all layers of the group."""

@@ -174,7 +174,7 @@ def test_groups_follow_windows():
     assert [(layer.group, layer.index) for layer in gemma.spec.layers] == [(1, 0), (0, 0), (1, 1)]
     pages = gemma.new_pages((3, 2), "int8")
     assert [keys.shape for keys in pages.keys] == [(1, 1, 2, RUN, 32, PAGE), (1, 2, 2, RUN, 32, PAGE)]
-    assert pages.nbytes == RUN * gemma.page_bytes(0, "int8") + RUN * gemma.page_bytes(1, "int8")
+    assert pages.nbytes == 3 * gemma.page_bytes(0, "int8") + 2 * gemma.page_bytes(1, "int8")
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 5e-3)])
