@@ -21,9 +21,11 @@ os.chdir(Path(__file__).resolve().parent)  # every path below is relative to the
 KERNELS = Path("kernels")
 GENERATED = Path("build") / "generated"
 
-level_for = runpy.run_path(str(KERNELS / "levels.py"))["level_for"]  # which ops are built at which level
+known = runpy.run_path(str(KERNELS / "levels.py"))
+level_for = known["level_for"]  # which ops are built at which level
 
-X86_LEVELS = {
+# What each level is compiled with.
+LEVEL_FLAGS = {
     "portable": [],
     "x86_64_v2": ["-march=x86-64-v2"],
     "x86_64_v3": ["-march=x86-64-v3"],
@@ -33,8 +35,10 @@ X86_LEVELS = {
     "x86_64_v4_amx": [
         "-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
     ],
+    "aarch64_dot": ["-march=armv8.2-a+dotprod"],
+    "aarch64_bf16": ["-march=armv8.2-a+dotprod+bf16"],
 }
-LEVELS = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": []}
+LEVELS = {name: flags for name, flags in LEVEL_FLAGS.items() if name in known["levels_of"](platform.machine())}
 
 # Contraction to FMA is part of the design (tests hold every level to float64); nothing that breaks infinities or
 # NaN is enabled. `inline` in Cython means "inline, always": micro-kernels need their tile constants folded.

@@ -7,7 +7,7 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastmixer.kernels.levels import LEVELS
+from fastmixer.kernels.levels import levels_of
 
 
 def runnable_levels() -> tuple[str, ...]:
@@ -16,8 +16,8 @@ def runnable_levels() -> tuple[str, ...]:
         return ()
     from fastmixer.kernels.cpu import native
 
-    best = native.x86_64_level()
-    return tuple(level for level, needed in LEVELS.items() if needed <= best)
+    best = native.level()
+    return tuple(level for level, needed in levels_of(platform.machine()).items() if needed <= best)
 
 
 def processor_name() -> str:

@@ -1,5 +1,5 @@
-/* Which x86-64 levels the processor *and* the operating system allow (CPUID for the instructions, XGETBV for the
- * register state that the system saves). Elsewhere none. Knows nothing of what was built.
+/* Which levels the processor *and* the operating system allow: on x86-64 CPUID for the instructions, XGETBV for the register
+ * state that the system saves; on aarch64 what Linux and macOS tell. Elsewhere none. Knows nothing of what was built.
  */
 #ifndef FASTMIXER_CPUID_H
 #define FASTMIXER_CPUID_H
@@ -26,7 +26,7 @@ static int cpu_has_tiles(void) {
 
 /* 1, 2, 3 or 4: the highest x86-64 psABI micro-architecture level; 5: level 4 with AVX512_VNNI (Cascade Lake, Ice
  * Lake), 6: and with AVX512_BF16 (Zen 4), 7: and with AMX (Sapphire Rapids). */
-static int cpu_x86_64_level(void) {
+static int cpu_level(void) {
     unsigned a, b, c, d, b7 = 0, c7 = 0, d7 = 0, c_extended = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 1;
     __get_cpuid_count(7, 0, &a, &b7, &c7, &d7);
@@ -55,7 +55,33 @@ static int cpu_x86_64_level(void) {
 }
 #else
 static int cpu_has_tiles(void) { return 0; }
-static int cpu_x86_64_level(void) { return 0; }
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+/* 1: products of four bytes (Armv8.2's dotprod), 2: and of bfloat16. */
+static int cpu_level(void) {
+    const unsigned long dotprod = 1ul << 20, bf16 = 1ul << 14; /* of AT_HWCAP, of AT_HWCAP2 */
+    if (!(getauxval(AT_HWCAP) & dotprod)) return 0;
+    return getauxval(AT_HWCAP2) & bf16 ? 2 : 1;
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <stddef.h>
+#include <sys/sysctl.h>
+
+static int cpu_has(const char *feature) {
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname(feature, &found, &size, NULL, 0) == 0 && found;
+}
+
+static int cpu_level(void) {
+    if (!cpu_has("hw.optional.arm.FEAT_DotProd")) return 0;
+    return cpu_has("hw.optional.arm.FEAT_BF16") ? 2 : 1;
+}
+#else
+static int cpu_level(void) { return 0; }
+#endif
 #endif
 
 #endif

@@ -1,9 +1,10 @@
-"""The processor's x86-64 level, from CPUID and XGETBV."""
+"""The processor's level, as it and the system tell."""
 
 cdef extern from "cpu/cpuid.h":
-    int cpu_x86_64_level()
+    int cpu_level()
 
 
-def x86_64_level():
-    """4, 3, 2 or 1 on x86-64 (micro-architecture levels of the psABI; 5: 4 with VNNI, 6: 5 with BF16, 7: 6 with AMX), 0 on any other processor."""
-    return cpu_x86_64_level()
+def level():
+    """On x86-64 4, 3, 2 or 1 (micro-architecture levels of the psABI; 5: 4 with VNNI, 6: 5 with BF16, 7: 6 with AMX); on
+    aarch64 1 with products of four bytes (dotprod), 2: and of bfloat16, 0 without; 0 on any other processor."""
+    return cpu_level()

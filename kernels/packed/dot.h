@@ -16,7 +16,7 @@
 #endif
 
 /* Half-precision scales take a tenth less memory where one instruction widens them. */
-#if defined(VEC_AVX512) || defined(__F16C__)
+#if defined(VEC_AVX512) || defined(__F16C__) || defined(__aarch64__)
 #define HALF_SCALES 1
 #else
 #define HALF_SCALES 0
@@ -76,6 +76,8 @@ VEC_INLINE vi vi_dot(vi sum, vi numbers, vi x) {
     __m128i w = (__m128i)numbers;
     __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8(w), _mm_sign_epi8((__m128i)x, w));
     return sum + (vi)_mm_madd_epi16(pairs, _mm_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)numbers, (int8x16_t)x);
 #else
     for (int shift = 24; shift >= 0; shift -= 8) sum += ((numbers << shift) >> 24) * ((x << shift) >> 24);
     return sum;
@@ -116,6 +118,10 @@ VEC_INLINE vi vi_chain_sum(vi sum) {
 VEC_INLINE vf vf_load_half(const uint8_t *p) {
 #if defined(VEC_AVX512)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__aarch64__)
+    float16x4_t halves;
+    memcpy(&halves, p, sizeof halves);
+    return (vf)vcvt_f32_f16(halves);
 #elif HALF_SCALES
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
