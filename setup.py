@@ -36,7 +36,6 @@ LEVEL_FLAGS = {
         "-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
     ],
     "aarch64_dot": ["-march=armv8.2-a+dotprod"],
-    "aarch64_bf16": ["-march=armv8.2-a+dotprod+bf16"],
 }
 LEVELS = {name: flags for name, flags in LEVEL_FLAGS.items() if name in known["levels_of"](platform.machine())}
 

@@ -104,8 +104,6 @@ VEC_INLINE float bf16_of_pair(float pair, int second) {
 VEC_INLINE vf bf16_dot(vf sum, vf a, vf b) {
 #if defined(__AVX512BF16__)
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512)a, (__m512bh)(__m512)b);
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-    return (vf)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
 #else
     vf first_a = (vf)((vi)a << 16), first_b = (vf)((vi)b << 16);
     vf second_a = (vf)((vi)a & (int32_t)0xffff0000), second_b = (vf)((vi)b & (int32_t)0xffff0000);

@@ -11,7 +11,6 @@ LEVELS = {
     "x86_64_v4": ("x86_64", 4),
     "x86_64_v3": ("x86_64", 3),
     "x86_64_v2": ("x86_64", 2),
-    "aarch64_bf16": ("aarch64", 2),
     "aarch64_dot": ("aarch64", 1),
     "portable": (None, 0),
 }
@@ -26,11 +25,10 @@ ADDS = {
     "x86_64_v4_bf16": ("x86_64_v4", _PAIRS),
     "x86_64_v4_amx": ("x86_64_v4", _PAIRS),
     "aarch64_dot": ("portable", _BYTES),
-    "aarch64_bf16": ("portable", _PAIRS),
 }
 
 # Levels that multiply bfloat16 with instructions of its own; implementations' names end in them.
-MULTIPLY_BFLOAT16 = ("x86_64_v4_amx", "x86_64_v4_bf16", "aarch64_bf16")
+MULTIPLY_BFLOAT16 = ("x86_64_v4_amx", "x86_64_v4_bf16")
 
 
 def levels_of(machine: str) -> dict[str, int]:

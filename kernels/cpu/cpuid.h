@@ -59,25 +59,19 @@ static int cpu_has_tiles(void) { return 0; }
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
-/* 1: products of four bytes (Armv8.2's dotprod), 2: and of bfloat16. */
+/* 1: products of four bytes (Armv8.2's dotprod). */
 static int cpu_level(void) {
-    const unsigned long dotprod = 1ul << 20, bf16 = 1ul << 14; /* of AT_HWCAP, of AT_HWCAP2 */
-    if (!(getauxval(AT_HWCAP) & dotprod)) return 0;
-    return getauxval(AT_HWCAP2) & bf16 ? 2 : 1;
+    const unsigned long dotprod = 1ul << 20;
+    return (getauxval(AT_HWCAP) & dotprod) != 0;
 }
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <stddef.h>
 #include <sys/sysctl.h>
 
-static int cpu_has(const char *feature) {
+static int cpu_level(void) {
     int found = 0;
     size_t size = sizeof found;
-    return sysctlbyname(feature, &found, &size, NULL, 0) == 0 && found;
-}
-
-static int cpu_level(void) {
-    if (!cpu_has("hw.optional.arm.FEAT_DotProd")) return 0;
-    return cpu_has("hw.optional.arm.FEAT_BF16") ? 2 : 1;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found;
 }
 #else
 static int cpu_level(void) { return 0; }

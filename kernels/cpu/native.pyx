@@ -6,5 +6,5 @@ cdef extern from "cpu/cpuid.h":
 
 def level():
     """On x86-64 4, 3, 2 or 1 (micro-architecture levels of the psABI; 5: 4 with VNNI, 6: 5 with BF16, 7: 6 with AMX); on
-    aarch64 1 with products of four bytes (dotprod), 2: and of bfloat16, 0 without; 0 on any other processor."""
+    aarch64 1 with products of four bytes (dotprod); 0 without, and on any other processor."""
     return cpu_level()

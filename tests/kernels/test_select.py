@@ -58,7 +58,7 @@ def test_an_op_without_a_use_for_a_level_runs_as_at_the_one_beneath():
 
 def test_every_processor_has_levels_of_its_own_family():
     assert list(levels_of("x86_64"))[-3:] == ["x86_64_v3", "x86_64_v2", "portable"] == list(levels_of("AMD64"))[-3:]
-    assert list(levels_of("arm64")) == list(levels_of("aarch64")) == ["aarch64_bf16", "aarch64_dot", "portable"]
+    assert list(levels_of("arm64")) == list(levels_of("aarch64")) == ["aarch64_dot", "portable"]
     assert list(levels_of("riscv64")) == ["portable"]
     assert {level for machine in ("x86_64", "aarch64") for level in levels_of(machine)} == set(LEVELS)
 
