@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "kernels",
         "config_report",
         "chart",
+        "progress",
     },
 }
 # Single modules that a package may import of one that stands above it: a configuration knows no arrays, and

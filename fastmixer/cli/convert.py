@@ -31,14 +31,12 @@ def convert(model: str, target: Path, type_name: str | None, force: bool, offlin
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists; add --force to write over it")
 
-    from tqdm import tqdm
-
+    from fastmixer.progress import LateBar
     from fastmixer.weights.convert import convert as write
     from fastmixer.weights.source import open_source
 
     source = open_source(model, offline=offline or None)
-    how = {"unit": "B", "unit_scale": True, "delay": 1.0, "leave": False, "dynamic_ncols": True}
-    with tqdm(total=_bytes(source, type_name), desc="writing", **how) as bar:
+    with LateBar(_bytes(source, type_name), desc="writing", unit="B", unit_scale=True) as bar:
         path = write(source, target, type_name, bar.update)
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
     written = open_source(path)

@@ -37,16 +37,14 @@ def perplexity(
 
     text = read_text(file)
 
-    from tqdm import tqdm
+    from fastmixer.progress import LateBar
 
     opened = options.load_language_model(model, weights, cache, context, packed_cache, offline)
     if opened.tokenizer is None:
         raise ValueError(f"perplexity: {opened.name} has no tokenizer")
     ids = opened.tokenize(text, begin=True)
     began = time.perf_counter()
-    with tqdm(
-        total=max(0, len(ids) - 1), desc="reading", unit=" tokens", delay=1.0, leave=False, dynamic_ncols=True
-    ) as bar:
+    with LateBar(max(0, len(ids) - 1), desc="reading", unit=" tokens") as bar:
         found = opened.perplexity(ids, stride=stride, progress=bar.update)
     seconds = time.perf_counter() - began
     tokens, nats = len(ids) - 1, math.log(found)

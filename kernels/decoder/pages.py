@@ -52,9 +52,12 @@ class KVPages:
     @property
     def nbytes(self) -> int:
         """Bytes of the pages; those that make the last run whole are never touched."""
-        kinds = [arrays for arrays in (self.keys, self.values, self.key_scales, self.value_scales) if arrays]
-        counted = (zip(self.pages_per_group, arrays, strict=True) for arrays in kinds)
-        return sum(pages * (array.nbytes // (RUN * len(array))) for one in counted for pages, array in one if pages)
+        return sum(
+            pages * array[0, :, :, 0].nbytes
+            for arrays in (self.keys, self.values, self.key_scales, self.value_scales)  # scales: of every group or of none
+            for pages, array in zip(self.pages_per_group, arrays, strict=False)
+            if pages
+        )
 
     def copy_page(self, group: int, source: int, target: int) -> None:
         """Page `target` becomes what page `source` is, in all layers of the group."""
@@ -104,7 +107,7 @@ class KVPages:
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """np.zeros, in memory that comes as it is written, in pieces of 2 MB where the system has them: what a page holds of all
+    """np.zeros, in memory that comes as it is written, in pieces of 2 MB where the system has them: what a run holds of all
     layers is next to each other, so the first token waits for few of them to be cleared, and a long context is found by
     few entries of the processor's tables (int8 at 4,096 tokens: 158 -> 180 tokens/s)."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
