@@ -9,7 +9,7 @@ from fastmixer.generate.memory import require_memory, return_free_memory
 from fastmixer.generate.pages import sequence_bytes
 from fastmixer.generate.scheduler import CHUNK
 from fastmixer.kernels.decoder.pages import DTYPES
-from fastmixer.model.decoder import Decoder
+from fastmixer.model.decoder import WEIGHTS, Decoder
 from fastmixer.model.packed_cache import cache_folder
 from fastmixer.model.plan import plan
 from fastmixer.ops.checks import check_choice
@@ -35,24 +35,27 @@ def load(
     sentence-transformers' own models the name alone will do).
 
     weights: how matrices are kept: "auto" (as the file has them; an encoder's in the fastest kind here that keeps its
-    vectors), "float32", "bfloat16", "int8" or "int4" (see fastmixer.model.decoder.Decoder). context: the longest
-    sequence, up to the model's own (None). cache: what keys and values are kept in, "float32", "bfloat16" or "int8";
+    vectors), "float32", "bfloat16", "int8" or "int4" (see fastmixer.model.decoder.Decoder). context: the longest sequence of
+    a decoder, up to the model's own (None). cache: what keys and values are kept in, "float32", "bfloat16" or "int8";
     cache_tokens: how many, for all sequences together (None: some contexts' worth, as memory allows). offline,
-    revision: for names on the hub. progress: a bar for what takes more than a second. packed_cache: where a language
-    model's packed weights are kept, so that the next load maps them instead of packing anew and processes share their
-    memory: a folder, True (fastmixer/packed in the user's cache directory), False, or None: as the variable
-    FASTMIXER_PACKED_CACHE says, a folder or 1 (without it, nowhere).
+    revision: for names on the hub. progress: a bar for what takes more than a second. packed_cache: where a decoder's packed
+    weights are kept, so that the next load maps them instead of packing anew and processes share their memory: a folder,
+    True (fastmixer/packed in the user's cache directory), False, or None: as the variable FASTMIXER_PACKED_CACHE says, a
+    folder or 1 (without it, nowhere).
 
     To train a model further, open it with fastmixer.Transformer.load. Raises FileNotFoundError, or ValueError that names
     file, field and value; MemoryError where the cache would not fit.
     """
+    check_choice("load", "weights", weights, WEIGHTS)
     check_choice("load", "cache", cache, tuple(DTYPES))
     kept = cache_folder(packed_cache)
     folder = vectors_folder(path_or_name, offline, revision)
     if folder is not None:
-        if cache_tokens is not None or (context is not None and is_encoder_folder(folder)):
-            raise ValueError(f"load: {path_or_name} is an encoder; context and cache_tokens are for language models")
-        return load_sentence_model(folder, weights, context=context, progress=progress)
+        if is_encoder_folder(folder) and (context is not None or packed_cache):
+            raise ValueError(f"load: {path_or_name} is an encoder; context and packed_cache are for decoders")
+        if cache_tokens is not None:
+            raise ValueError(f"load: {path_or_name} is a model of vectors; cache_tokens is for models that write text")
+        return load_sentence_model(folder, weights, context=context, progress=progress, packed_cache=kept)
     source = open_source(path_or_name, context=context, offline=offline, revision=revision)
     _require_memory(source, weights, cache)
     decoder = Decoder(source, weights, progress=progress, packed_cache=kept)

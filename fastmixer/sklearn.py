@@ -85,7 +85,7 @@ class Embedder(TransformerMixin, BaseEstimator):
     def _sentence_model(self) -> SentenceModel:
         place = self.model
         if isinstance(place, SentenceModel):
-            return place
+            return self._with_its_own_pooling(place)
         key = (str(place), self.weights, self.pooling, self.offline)
         held: tuple[Any, SentenceModel] | None = getattr(self, "_held", None)
         if held is None or held[0] != key:
@@ -99,15 +99,18 @@ class Embedder(TransformerMixin, BaseEstimator):
     def _open(self, place: str | Path) -> SentenceModel:
         opened = load(place, weights=self.weights, offline=self.offline, progress=bool(self.show_progress))
         if isinstance(opened, SentenceModel):
-            if self.pooling is not None:
-                raise ValueError(f"Embedder: {opened.name} says itself how it makes vectors; pooling must be None")
-            return opened
+            return self._with_its_own_pooling(opened)
         if self.pooling is None:
             raise ValueError(
                 f"Embedder: {opened.name} is a language model without pooling files; give pooling='last' or 'mean', or a "
                 "model that is made for vectors"
             )
         return opened.embedder(self.pooling)
+
+    def _with_its_own_pooling(self, model: SentenceModel) -> SentenceModel:
+        if self.pooling is not None:
+            raise ValueError(f"Embedder: {model.name} says itself how it makes vectors; pooling must be None")
+        return model
 
     # ---- what scikit-learn asks ----
 

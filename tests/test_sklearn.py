@@ -187,6 +187,8 @@ def test_models_that_are_none(folder, tmp_path):
         fm.sklearn.Embedder(tmp_path / "none").fit(TEXTS)
     with pytest.raises(ValueError, match="^Embedder: tiny says itself how it makes vectors; pooling must be None$"):
         fm.sklearn.Embedder(folder, pooling="last").fit(TEXTS)
+    with pytest.raises(ValueError, match="^Embedder: tiny says itself how it makes vectors; pooling must be None$"):
+        fm.sklearn.Embedder(fm.load(folder), pooling="last").fit(TEXTS)
 
 
 def test_it_is_loaded_when_it_is_asked_for():

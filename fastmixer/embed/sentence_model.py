@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastmixer.embed.auto_weights import Choice, fastest_accurate
+from fastmixer.embed.batches import longest_first
 from fastmixer.embed.decoder_states import DecoderStates
 from fastmixer.embed.pooling import pool, unit_length
 from fastmixer.embed.sentence_tokenizer import Encoded, Pair, SentenceTokenizer
@@ -24,7 +25,7 @@ from fastmixer.model.config import ModelConfig
 from fastmixer.model.decoder import WEIGHTS, Decoder
 from fastmixer.model.encoder import Encoder, dense
 from fastmixer.model.encoder_config import EncoderConfig
-from fastmixer.ops.checks import check_choice
+from fastmixer.ops.checks import check_choice, check_integer
 from fastmixer.progress import PROGRESS_AFTER, LateBar
 from fastmixer.text.files import lone_surrogate
 from fastmixer.text.tokenizer import Tokenizer
@@ -108,7 +109,7 @@ class SentenceModel:
         """
         self._need_no_head("embed")
         check_choice("embed", "dtype", dtype, DTYPES)
-        batch_tokens = _positive("embed", "batch_tokens", batch_tokens)
+        batch_tokens = check_integer("embed", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed", prompt, prompt_name)
         if isinstance(texts, str):
             self._check("embed", [texts], 0)
@@ -145,7 +146,7 @@ class SentenceModel:
         """
         self._need_no_head("embed_to")
         check_choice("embed_to", "dtype", dtype, DTYPES)
-        batch_tokens = _positive("embed_to", "batch_tokens", batch_tokens)
+        batch_tokens = check_integer("embed_to", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed_to", prompt, prompt_name)
         _need_texts("embed_to", texts)
         count = length_hint(texts) or None
@@ -173,7 +174,7 @@ class SentenceModel:
             raise ValueError(f"rerank: {self.name} is no cross-encoder; use embed, and the products of its vectors")
         if head.classes != 1:
             raise ValueError(f"rerank: the model must have one output; {self.name} has {head.classes} classes")
-        batch_tokens = _positive("rerank", "batch_tokens", batch_tokens)
+        batch_tokens = check_integer("rerank", "batch_tokens", batch_tokens, at_least=1)
         if not isinstance(query, str) or lone_surrogate(query) is not None:
             raise TypeError(f"rerank: query must be a string of UTF-8 text; got {type(query).__name__} {query!r:.40}")
         listed = _as_list("rerank", texts)
@@ -193,7 +194,7 @@ class SentenceModel:
 
     def rerank(self, query: str, texts: Iterable[str], *, top_k: int | None = None, **options: Any) -> list[Ranked]:
         """The texts, best answer to query first, or the top_k best: (index among texts, score). See score for options."""
-        top_k = None if top_k is None else _positive("rerank", "top_k", top_k)
+        top_k = None if top_k is None else check_integer("rerank", "top_k", top_k, at_least=1)
         scores = self.score(query, texts, **options)
         return [Ranked(int(index), float(scores[index])) for index in np.argsort(-scores, kind="stable")[:top_k]]
 
@@ -309,7 +310,7 @@ class SentenceModel:
             yield np.zeros(1, np.int64), self.encoder.forward(ids, starts, types), starts
             return
         lengths = np.array([len(row) for row in encoded.ids])
-        for places in _batches(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
+        for places in longest_first(lengths, batch_tokens):
             starts = np.concatenate([[0], np.cumsum(lengths[places])])
             ids = np.concatenate([encoded.ids[place] for place in places])
             types = np.concatenate([encoded.types[place] for place in places]) if self._has_types else None
@@ -325,16 +326,18 @@ def load_sentence_model(
     revision: str | None = None,
     name: str | None = None,
     progress: bool = True,
+    packed_cache: Path | None = None,
 ) -> SentenceModel:
     """The model in an encoder's folder, or of a name "org/name"; or a decoder whose folder says how its hidden states become
-    vectors (modules.json). See open_encoder for what is opened and raised; context: of a decoder, the longest text.
+    vectors (modules.json). See open_encoder for what is opened and raised; of a decoder context is the longest text, and
+    packed_cache where its packed weights are kept.
 
     weights: "float32", "bfloat16", "int8" or "int4" (see model.encoder.Encoder), or "auto": the fastest of the first three
     on this processor that keeps an encoder's vectors (embed/auto_weights.py; info() tells); of a decoder see Decoder."""
     check_choice("load", "weights", weights, WEIGHTS)
     folder = Path(path_or_name)
     if folder.is_dir() and not is_encoder_folder(folder) and is_sentence_folder(folder):
-        model = _load_decoder(folder, weights, context, name or folder.resolve().name, progress)
+        model = _load_decoder(folder, weights, context, name or folder.resolve().name, progress, packed_cache)
     else:
         source = open_encoder(path_or_name, offline=offline, revision=revision, name=name)
         tokenizer = _tokenizer(source.path, source.config, source.recipe)
@@ -347,23 +350,23 @@ def load_sentence_model(
             encoder, tokenizer, source.recipe, source.name, score_activation=source.score_activation, choice=choice
         )
     place = folder.resolve() if folder.is_dir() else path_or_name
-    model._origin = (place, weights, context, offline, revision, name)
+    options = {"context": context, "offline": offline, "revision": revision, "name": name, "packed_cache": packed_cache}
+    model._origin = (place, weights, options)
     return model
 
 
-def _reopen(
-    place: str | Path, weights: str, context: int | None, offline: bool | None, revision: str | None, name: str | None
+def _reopen(place: str | Path, weights: str, options: dict[str, Any]) -> SentenceModel:
+    return load_sentence_model(place, weights, progress=False, **options)
+
+
+def _load_decoder(
+    folder: Path, weights: str, context: int | None, name: str, progress: bool, packed_cache: Path | None
 ) -> SentenceModel:
-    return load_sentence_model(
-        place, weights, context=context, offline=offline, revision=revision, name=name, progress=False
-    )
-
-
-def _load_decoder(folder: Path, weights: str, context: int | None, name: str, progress: bool) -> SentenceModel:
     source = open_folder(transformer_folder(folder), context, name, body_only=True)
     recipe = read_recipe(folder, source.config.dim)
     tokenizer = _tokenizer(source.path, source.config, recipe)
-    return SentenceModel(DecoderStates(Decoder(source, weights, progress=progress)), tokenizer, recipe, name)
+    decoder = Decoder(source, weights, progress=progress, packed_cache=packed_cache)
+    return SentenceModel(DecoderStates(decoder), tokenizer, recipe, name)
 
 
 def sentence_model_of(decoder: Decoder, tokenizer: Tokenizer, name: str, pooling: str) -> SentenceModel:
@@ -378,17 +381,6 @@ def _tokenizer(folder: Path, config: EncoderConfig | ModelConfig, recipe: Senten
     )
 
 
-def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Parts of order, each of at most batch_tokens tokens, or of one text."""
-    ends = np.cumsum(lengths[order])
-    first = 0
-    while first < len(order):
-        passed = ends[first - 1] if first else 0
-        stop = max(first + 1, int(np.searchsorted(ends, passed + batch_tokens, side="right")))
-        yield order[first:stop]
-        first = stop
-
-
 def _as_list(op: str, texts: Any) -> list[Any]:
     if isinstance(texts, str):
         raise TypeError(f"{op}: texts must be a list of strings; got one string")
@@ -399,12 +391,6 @@ def _as_list(op: str, texts: Any) -> list[Any]:
 def _need_texts(op: str, texts: Any) -> None:
     if isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable):
         raise TypeError(f"{op}: texts must be a list of strings; got {type(texts).__name__}")
-
-
-def _positive(op: str, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{op}: {name} must be an integer >= 1; got {value!r}")
-    return int(value)
 
 
 def _bar(total: int | None, show_progress: bool | None) -> LateBar:

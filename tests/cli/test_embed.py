@@ -88,7 +88,7 @@ def test_no_texts_are_no_vectors(run, folder, here):
         (["texts.txt", "-o", "no/v.npy"], "embed_to: there is no folder no to write v.npy into"),
         (["texts.jsonl", "-o", "v.npy"], "texts.jsonl, line 1: has no field 'text'; it has 'body', 'id'"),
         (["texts.txt", "-o", "v.npy", "--dtype", "int8"], "embed_to: dtype must be one of 'float32', 'float16'; got 'int8'"),
-        (["texts.txt", "-o", "v.npy", "--batch-tokens", "0"], "embed_to: batch_tokens must be an integer >= 1; got 0"),
+        (["texts.txt", "-o", "v.npy", "--batch-tokens", "0"], "embed_to: batch_tokens must be >= 1; got 0"),
         (["texts.txt", "-o", "v.npy", "--prompt-name", "x"], "embed_to: prompt_name must be one of 'query', 'passage'; got 'x'"),
         (["long.txt", "-o", "v.npy", "--no-truncate"], "embed_to: texts[1] has 202 tokens; at most 64 are possible (truncate=True cuts it)"),
         (["binary.txt", "-o", "v.npy"], "binary.txt, line 2: not UTF-8: byte 1 is 0xff"),

@@ -1,6 +1,7 @@
 """Decoders as embedders: last-token vectors of sentence-transformers' folders, and of language models that are told how."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,15 @@ def test_context_limits_texts(decoder_folder):
     np.testing.assert_allclose(cut[0], model.embed(text_of(range(3, 10))), atol=1e-6)  # the end stays
 
 
+def test_packed_weights_of_a_decoder_are_kept(decoder_folder, tmp_path):
+    folder, kept = decoder_folder(), tmp_path / "packed"
+    vectors = load(folder, weights="int8", packed_cache=kept).embed(TEXTS)
+    assert list(kept.iterdir())
+    again = load(folder, weights="int8", packed_cache=kept)
+    np.testing.assert_array_equal(again.embed(TEXTS), vectors)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).embed(TEXTS), vectors)
+
+
 def test_an_end_that_the_tokenizer_does_not_write_is_refused(decoder_folder):
     folder = decoder_folder(an_end=False)
     settings = {"eos_token": "t02", "add_eos_token": True}
@@ -159,7 +169,7 @@ def test_an_end_that_the_tokenizer_does_not_write_is_refused(decoder_folder):
 
 def test_what_a_folder_of_vectors_refuses(decoder_folder):
     folder = decoder_folder()
-    with pytest.raises(ValueError, match="context and cache_tokens are for language models"):
+    with pytest.raises(ValueError, match="qwen3 is a model of vectors; cache_tokens is for models that write text"):
         load(folder, cache_tokens=100)
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="1_Pooling/config.json"):

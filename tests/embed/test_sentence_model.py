@@ -9,8 +9,10 @@ from tiny_encoders import write_dense, write_json, write_modules, write_pooling,
 from tokenizers import Tokenizer
 
 from fastmixer.embed import load_sentence_model, sentence_model
+from fastmixer.embed.batches import longest_first
 from fastmixer.kernels import select
 from fastmixer.model.encoder import Encoder
+from fastmixer.opening import load
 from fastmixer.weights.encoder_folder import open_encoder
 
 TEXTS = [
@@ -105,10 +107,9 @@ def test_batches_change_nothing(tiny_folder, batch_tokens):
 
 def test_batches_hold_so_many_tokens_and_longest_texts_come_first():
     lengths = np.array([3, 9, 1, 4, 4, 20, 2])
-    order = np.argsort(-lengths, kind="stable")
-    batches = [lengths[batch].tolist() for batch in sentence_model._batches(order, lengths, 10)]
+    batches = [lengths[batch].tolist() for batch in longest_first(lengths, 10)]
     assert batches == [[20], [9], [4, 4], [3, 2, 1]]
-    assert list(sentence_model._batches(order[:0], lengths, 10)) == []
+    assert list(longest_first(lengths[:0], 10)) == []
 
 
 def test_many_windows_keep_the_order(tiny_folder, monkeypatch, rng):
@@ -244,7 +245,7 @@ def test_a_wrong_text_in_a_later_window_is_named(tiny_folder, monkeypatch):
 
 @pytest.mark.parametrize("batch_tokens", [0, -1, 2.5, True, None])
 def test_batch_tokens_must_be_a_count(tiny_folder, batch_tokens):
-    with pytest.raises(ValueError, match="embed: batch_tokens must be an integer >= 1; got"):
+    with pytest.raises((TypeError, ValueError), match="embed: batch_tokens must be (an integer|>= 1); got"):
         load_sentence_model(tiny_folder()).embed(TEXTS, batch_tokens=batch_tokens)
 
 
@@ -371,7 +372,7 @@ def test_what_rerank_refuses(tiny_folder):
         cross.rerank(None, TEXTS)
     with pytest.raises(TypeError, match="^rerank: texts must be a list of strings; got one string"):
         cross.rerank("a", "b")
-    with pytest.raises(ValueError, match="^rerank: top_k must be an integer >= 1; got 0"):
+    with pytest.raises(ValueError, match="^rerank: top_k must be >= 1; got 0"):
         cross.rerank("a", TEXTS, top_k=0)
     with pytest.raises(ValueError, match="^rerank: bert is no cross-encoder; use embed"):
         load_sentence_model(tiny_folder()).rerank("a", TEXTS)
@@ -385,3 +386,14 @@ def test_info(tiny_folder):
     info = load_sentence_model(folder, "int8").info()
     assert info["name"] == "bert" and info["pooling"] == "cls" and info["dim"] == 32 and info["max_length"] == 64
     assert info["weights"]["asked"] == "int8" and info["weights"]["matrices"] == {"int8": 1, "int8_channel": 12}
+
+
+def test_what_is_for_decoders_is_refused_of_an_encoder(tiny_folder):
+    folder = tiny_folder()
+    for options in ({"context": 32}, {"packed_cache": True}):
+        with pytest.raises(ValueError, match="is an encoder; context and packed_cache are for decoders"):
+            load(folder, **options)
+    with pytest.raises(ValueError, match="is a model of vectors; cache_tokens is for models that write text"):
+        load(folder, cache_tokens=64)
+    with pytest.raises(ValueError, match="load: weights must be .*; got 'int2'"):
+        load("no/such-model", weights="int2", offline=True)
