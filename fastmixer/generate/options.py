@@ -26,9 +26,11 @@ class Options:
     logit_bias: added to the logits of these ids or pieces of text; -inf rules one out. seed: the same one draws the same
     tokens (None: a new one). stop: strings that end the text, and ids that do; neither is part of it. ignore_eos: write on
     after the model has ended its text. logprobs: the log-probability of each token, and of the so many likeliest in its
-    place (None: none at all). n: so many samples of each prompt. speculative: so many tokens are guessed from what stands
-    earlier in the text and checked in one step; what is written stays the same. deterministic: each number is bit for bit
-    independent of what else is being written.
+    place (None: none at all). n: so many samples of each prompt. speculative: so many tokens (at most 15) are guessed from
+    what stands earlier in the text and checked in one step; what is written stays the same. deterministic: each number is
+    bit for bit independent of what else is being written, and of what was before: nothing is reused, so that the same seed
+    draws the same tokens always (otherwise as long as rounding does not decide: keys and values of a text that was written
+    are not, to the last bit, those of the same text when it is read).
     """
 
     max_new_tokens: int = 64

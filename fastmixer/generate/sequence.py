@@ -11,6 +11,7 @@ from fastmixer.generate.sampler import Sampler
 from fastmixer.generate.speculative import PromptLookup
 from fastmixer.generate.text_so_far import TextSoFar
 from fastmixer.kernels.decoder.pages import PAGE
+from fastmixer.kernels.decoder.spec import FEW_TOKENS
 
 
 class Sequence:
@@ -61,7 +62,8 @@ class Sequence:
         """Guess what comes next: so many tokens are written behind ids[:length], to be checked."""
         if self._lookup is None:
             return 0
-        room = min(self.options.speculative, self.most_positions - self.length)
+        # with the newest known token no more than come out as they would one by one
+        room = min(self.options.speculative, FEW_TOKENS - 1, self.most_positions - self.length)
         guess = self._lookup.guess(room)
         self.ids[self.length : self.length + len(guess)] = guess
         return len(guess)

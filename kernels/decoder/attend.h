@@ -153,10 +153,36 @@ typedef struct {
 enum { PAIR_MOST = 32767 };
 
 #if defined(__AVX512VNNI__)
-/* 32 numbers of a page, from number `at` on. */
-VEC_INLINE __m512i halves_from(const char *page, ptrdiff_t at, int type) {
-    return type == PAGES_INT8 ? _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(page + at)))
-                              : _mm512_loadu_si512((const void *)(page + 2 * at));
+/* 32 columns of row `at` of a page and, if there is one, the row b_row behind it, as words; in what order columns_of tells. Bytes are
+ * brought together before they are widened, in vectors of half the size: that takes a fifth less of a product's time than
+ * widening both rows first (a Zen 4, whose shuffles share a unit with the products). */
+VEC_INLINE void words_from(const char *page, ptrdiff_t at, ptrdiff_t b_row, int two, int type, __m512i words[2]) {
+    if (type == PAGES_INT8) {
+        __m256i first = _mm256_loadu_si256((const __m256i *)(page + at));
+        __m256i second = two ? _mm256_loadu_si256((const __m256i *)(page + at + b_row)) : _mm256_setzero_si256();
+        words[0] = _mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(first, second));
+        words[1] = _mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(first, second));
+    } else {
+        const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                             35, 3, 34, 2, 33, 1, 32, 0);
+        const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+        __m512i first = _mm512_loadu_si512((const void *)(page + 2 * at));
+        __m512i second = two ? _mm512_loadu_si512((const void *)(page + 2 * (at + b_row))) : _mm512_setzero_si512();
+        words[0] = _mm512_permutex2var_epi16(first, low, second);
+        words[1] = _mm512_permutex2var_epi16(first, high, second);
+    }
+}
+
+/* The sums of 32 columns, in order. Of bytes words[0] held columns 0-7 and 16-23. */
+VEC_INLINE void columns_of(const vi found[2], int type, float *sums) {
+    if (type == PAGES_INT8) {
+        const __m512 first = _mm512_cvtepi32_ps((__m512i)found[0]), second = _mm512_cvtepi32_ps((__m512i)found[1]);
+        vf_store(sums, (vf)_mm512_shuffle_f32x4(first, second, 0x44));
+        vf_store(sums + VF_WIDTH, (vf)_mm512_shuffle_f32x4(first, second, 0xee));
+    } else {
+        vf_store(sums, (vf)found[0]);
+        vf_store(sums + VF_WIDTH, (vf)found[1]);
+    }
 }
 
 VEC_INLINE vi pair_dot(vi sum, int32_t x, __m512i words, int type) {
@@ -170,21 +196,13 @@ VEC_INLINE vi pair_dot(vi sum, int32_t x, __m512i words, int type) {
  * neighbours; an odd last one with zeros. 32 halves columns. */
 VEC_INLINE void paired_rows(const int32_t *a, ptrdiff_t a_row, const char *b, ptrdiff_t b_row, ptrdiff_t column, ptrdiff_t count,
                             ptrdiff_t ahead, float *sums, ptrdiff_t sums_row, const int rows, const int halves, const int type) {
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
-                                         35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     vi found[ATTEND_ROWS][4];
     UNROLL for (int i = 0; i < rows; i++) {
         UNROLL for (int j = 0; j < 2 * halves; j++) found[i][j] = vi_lanes() & 0;
     }
     for (ptrdiff_t k = 0; k < count; k += 2, b += 2 * b_row * number_bytes(type)) {
         __m512i words[4];
-        UNROLL for (int j = 0; j < halves; j++) {
-            __m512i first = halves_from(b, column + 32 * j, type);
-            __m512i second = k + 1 < count ? halves_from(b, b_row + column + 32 * j, type) : _mm512_setzero_si512();
-            words[2 * j] = _mm512_permutex2var_epi16(first, low, second);
-            words[2 * j + 1] = _mm512_permutex2var_epi16(first, high, second);
-        }
+        UNROLL for (int j = 0; j < halves; j++) words_from(b, column + 32 * j, b_row, k + 1 < count, type, words + 2 * j);
         if (ahead)
             for (ptrdiff_t line = 0; line < 32 * halves * number_bytes(type); line += 64) {
                 __builtin_prefetch(b + column * number_bytes(type) + line + ahead, 0, 2);
@@ -195,9 +213,7 @@ VEC_INLINE void paired_rows(const int32_t *a, ptrdiff_t a_row, const char *b, pt
         }
     }
     UNROLL for (int i = 0; i < rows; i++) {
-        UNROLL for (int j = 0; j < 2 * halves; j++)
-            vf_store(sums + i * sums_row + column + j * VF_WIDTH,
-                     type == PAGES_INT8 ? __builtin_convertvector(found[i][j], vf) : (vf)found[i][j]);
+        UNROLL for (int j = 0; j < halves; j++) columns_of(found[i] + 2 * j, type, sums + i * sums_row + column + 32 * j);
     }
 }
 

@@ -1,6 +1,7 @@
 # Attention of a step over paged keys and values. A task is a tile of one sequence's queries, all heads of one kv head,
-# against all its pages; where a sequence brings few queries (decoding), its pages are cut into chunks instead, each
-# gathered on its own and then joined in order. What a task computes depends on its own sequence only.
+# against all its pages; where a sequence brings FEW_TOKENS queries at most (decoding), its pages are cut into chunks instead, each
+# gathered on its own, and the last one to be gathered joins them in order. What a task computes depends on its own sequence only,
+# and what becomes of one of few queries on nothing that stands beside it.
 
 cdef extern from "decoder/attend.h" nogil:
     enum: PAGE_KEYS
@@ -47,10 +48,16 @@ cdef extern from "decoder/attend_tile.h" nogil:
     void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const float *queries, const KeyBlock *b, float softcap,
                      const ptrdiff_t *first, const ptrdiff_t *end, const float **added)
 
+cdef extern from *:
+    """
+    /* *count, less one; what other threads wrote before they took one is seen by who takes the last. */
+    static inline ptrdiff_t one_less(ptrdiff_t *count) { return __atomic_sub_fetch(count, 1, __ATOMIC_ACQ_REL); }
+    """
+    ptrdiff_t one_less(ptrdiff_t *count) nogil
+
 cdef enum:
     TILE_QUERY_ROWS = 128  # queries times heads of a tile: they share the copy of their keys and values
     BLOCK_PAGES = BLOCK_KEYS // PAGE_KEYS
-    SPLIT_ROWS = 16  # so few rows are cut along their keys instead
     CHUNK_PAGES = RUN_PAGES  # pages a chunk
     # Tokens a task of rotations: as many as share lines of a page's transposed keys. With 8, threads wrote the same lines.
     TOKENS_A_BLOCK = 32
@@ -61,64 +68,89 @@ cdef struct AttendTask:
     ptrdiff_t first, count  # queries, counted from the sequence's first new token
     ptrdiff_t first_page, end_page
     ptrdiff_t slot  # of its partial result; -1: the result is whole
+    ptrdiff_t join  # that its slot is part of
 
 
 cdef struct Join:
     ptrdiff_t sequence, kv_head, first_slot, slots
+    ptrdiff_t left  # slots that are not gathered yet; who gathers the last one joins them
+
+
+cdef struct AttendPlan:
+    AttendTask *tasks
+    Join *joins
+    ptrdiff_t task_count, join_count, slot_count
 
 
 # ---- what there is to do, once a step for each group of layers ----
 
+cdef inline ptrdiff_t slot_rows(const Model *m) noexcept nogil:
+    """Rows of queries that a task of few has at most."""
+    return FEW_TOKENS * (m.heads // m.kv_heads)
+
+
 cdef inline ptrdiff_t slot_floats(const Model *m) noexcept nogil:
     """A partial result: for each row its blend, total and largest score."""
-    return SPLIT_ROWS * (whole_vectors(m.head_dim) + 2)
+    return slot_rows(m) * (whole_vectors(m.head_dim) + 2)
 
 
 cdef void plan_attention(const Model *m, const int64_t *starts, const int64_t *first_positions, ptrdiff_t sequences,
-                         ptrdiff_t window, AttendTask *tasks, ptrdiff_t *task_count, Join *joins, ptrdiff_t *join_count,
-                         ptrdiff_t *slot_count) noexcept nogil:
-    """The tasks, joins and slots of a group of layers; with tasks NULL they are only counted."""
+                         ptrdiff_t window, AttendPlan *plan) noexcept nogil:
+    """The tasks, joins and slots of a group of layers; with plan.tasks NULL they are only counted."""
     cdef ptrdiff_t sequence, kv_head, queries, heads = m.heads // m.kv_heads, tile = max(1, TILE_QUERY_ROWS // heads)
     cdef ptrdiff_t position, first_page, end_page, chunk, first, chunks
     cdef AttendTask task
-    task_count[0], join_count[0], slot_count[0] = 0, 0, 0
+    cdef Join join
+    plan.task_count, plan.join_count, plan.slot_count = 0, 0, 0
     for sequence in range(sequences):
         queries, position = starts[sequence + 1] - starts[sequence], first_positions[sequence]
         if queries == 0:
             continue
         for kv_head in range(m.kv_heads):
-            task.sequence, task.kv_head = sequence, kv_head
-            if queries * heads <= SPLIT_ROWS:
+            task.sequence, task.kv_head, task.slot = sequence, kv_head, -1
+            if queries <= FEW_TOKENS:
                 first_page = max(0, position - window + 1) // PAGE_KEYS if window else 0
                 end_page = (position + queries - 1) // PAGE_KEYS + 1
                 chunks = (end_page - 1) // CHUNK_PAGES - first_page // CHUNK_PAGES + 1
-                if chunks > 1:
-                    if tasks != NULL:
-                        joins[join_count[0]].sequence, joins[join_count[0]].kv_head = sequence, kv_head
-                        joins[join_count[0]].first_slot, joins[join_count[0]].slots = slot_count[0], chunks
-                    join_count[0] += 1
-                task.first, task.count = 0, queries
+                task.first, task.count, task.join = 0, queries, plan.join_count
                 for chunk in range(first_page // CHUNK_PAGES, (end_page - 1) // CHUNK_PAGES + 1):
                     task.first_page, task.end_page = max(first_page, chunk * CHUNK_PAGES), min(end_page, (chunk + 1) * CHUNK_PAGES)
-                    task.slot = -1
                     if chunks > 1:
-                        task.slot = slot_count[0]
-                        slot_count[0] += 1
-                    if tasks != NULL:
-                        tasks[task_count[0]] = task
-                    task_count[0] += 1
+                        task.slot = plan.slot_count + chunk - first_page // CHUNK_PAGES
+                    add_task(plan, &task)
+                if chunks > 1:
+                    join.sequence, join.kv_head, join.first_slot = sequence, kv_head, plan.slot_count
+                    join.slots = join.left = chunks
+                    if plan.joins != NULL:
+                        plan.joins[plan.join_count] = join
+                    plan.join_count += 1
+                    plan.slot_count += chunks
             else:
-                task.slot = -1
                 # the last tiles see the most keys: they go first
                 first = (queries - 1) // tile * tile
                 while first >= 0:
                     task.first, task.count = first, min(tile, queries - first)
                     task.first_page = max(0, position + first - window + 1) // PAGE_KEYS if window else 0
                     task.end_page = (position + first + task.count - 1) // PAGE_KEYS + 1
-                    if tasks != NULL:
-                        tasks[task_count[0]] = task
-                    task_count[0] += 1
+                    add_task(plan, &task)
                     first -= tile
+
+
+cdef inline void add_task(AttendPlan *plan, const AttendTask *task) noexcept nogil:
+    if plan.tasks != NULL:
+        plan.tasks[plan.task_count] = task[0]
+    plan.task_count += 1
+
+
+cdef inline ptrdiff_t plan_bytes(const AttendPlan *plan) noexcept nogil:
+    """What carve_plan takes."""
+    return lines(plan.task_count * sizeof(AttendTask) // sizeof(float)) + lines(plan.join_count * sizeof(Join) // sizeof(float))
+
+
+cdef void carve_plan(AttendPlan *plan, char **memory) noexcept nogil:
+    """Room for what was counted."""
+    plan.tasks = <AttendTask *>take_floats(memory, plan.task_count * sizeof(AttendTask) // sizeof(float))
+    plan.joins = <Join *>take_floats(memory, plan.join_count * sizeof(Join) // sizeof(float))
 
 
 # ---- keys and values go into their pages ----
@@ -226,13 +258,14 @@ cdef inline void write_head(const Step *s, Pages *pages, ptrdiff_t place, ptrdif
 
 cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef Step *s = <Step *>argument
-    cdef const AttendTask *task = &s.attend[s.layer.group][index]
-    cdef ptrdiff_t rows = task.count * (s.model.heads // s.model.kv_heads)
-    # A prompt's last tile may have as few rows, but sees more pages than a run holds.
-    if rows <= ATTEND_ROWS and task.end_page - task.first_page <= RUN_PAGES and s.model.head_dim % VF_WIDTH == 0:
+    cdef const AttendPlan *plan = &s.attend[s.layer.group]
+    cdef const AttendTask *task = &plan.tasks[index]
+    if s.starts[task.sequence + 1] - s.starts[task.sequence] <= FEW_TOKENS and s.model.head_dim % VF_WIDTH == 0:
         attend_few(s, index)
     else:
         attend_many(s, task)
+    if task.slot >= 0 and one_less(&plan.joins[task.join].left) == 0:
+        join_slots(s, &plan.joins[task.join])
 
 
 cdef inline Page look_at(const Step *s, const AttendTask *task, ptrdiff_t page) noexcept nogil:
@@ -253,15 +286,37 @@ cdef inline bint is_kept(const Step *s, const AttendTask *task, ptrdiff_t page) 
     return pages.tables[task.sequence * pages.table_pages + page] >= 0
 
 
+cdef inline Gathered gathered(const Step *s, const AttendTask *task, float *memory, ptrdiff_t rows, ptrdiff_t dim) noexcept nogil:
+    """Where a task gathers: in memory [rows * (dim + 2)], a partial result where it will be joined."""
+    cdef Gathered g
+    g.blend, g.dim = memory, dim
+    if task.slot >= 0:
+        g.blend, rows = s.partials + task.slot * slot_floats(s.model), slot_rows(s.model)
+    g.totals = g.blend + rows * dim
+    g.largest = g.totals + rows
+    return g
+
+
+cdef inline Gathered from_row(const Gathered *g, ptrdiff_t row) noexcept nogil:
+    """Rows from this one on."""
+    cdef Gathered part = g[0]
+    part.blend, part.totals, part.largest = g.blend + row * g.dim, g.totals + row, g.largest + row
+    return part
+
+
 cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
-    """Few rows read a run of pages as they lie, once, and ask on the way for the one that this thread is likely to read next."""
+    """Few rows read a run of pages as they lie, ATTEND_ROWS at a time, and ask on the way for the one that this thread is likely to
+    read next."""
     cdef const Model *m = s.model
-    cdef const AttendTask *task = &s.attend[s.layer.group][index]
+    cdef const AttendPlan *plan = &s.attend[s.layer.group]
+    cdef const AttendTask *task = &plan.tasks[index]
     cdef const AttendTask *next_task
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = m.head_dim, rows = task.count * heads
-    cdef ptrdiff_t row, page, position, count = 0, token = s.starts[task.sequence] + task.first
-    cdef float *queries = <float *>pool_scratch(sizeof(float) * rows * (2 * dim + 2))
-    cdef Gathered g
+    cdef ptrdiff_t row, i, page, position, count = 0, token = s.starts[task.sequence] + task.first
+    cdef float *memory = <float *>pool_scratch(sizeof(float) * (rows * (dim + 2) + ATTEND_ROWS * dim))
+    cdef float *queries = memory + rows * (dim + 2)
+    cdef Gathered g = gathered(s, task, memory, rows, dim)
+    cdef Gathered part
     cdef Page run[RUN_PAGES]
     cdef Page look
     cdef Next after
@@ -269,33 +324,30 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     cdef float query_scales[ATTEND_ROWS]
     cdef ptrdiff_t first[ATTEND_ROWS]
     cdef ptrdiff_t end[ATTEND_ROWS]
-    g.blend, g.dim = queries + rows * dim, dim
-    g.totals = g.blend + rows * dim
-    g.largest = g.totals + rows
-    if task.slot >= 0:  # the partial result is gathered where it will be joined
-        g.blend = s.partials + task.slot * slot_floats(m)
-        g.totals = g.blend + SPLIT_ROWS * dim
-        g.largest = g.totals + SPLIT_ROWS
-    for row in range(rows):
-        query = query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q)
-        if is_paired(s.page_type, dim):
-            query_scales[row] = query_pairs(query, dim, s.page_type, <int32_t *>queries + row * dim // 2)
-        else:
-            memcpy(queries + row * dim, query, sizeof(float) * dim)
-            query_scales[row] = 1
-        position = s.position_of[token + row // heads] - task.first_page * PAGE_KEYS
-        first[row] = max(0, position - s.layer.window + 1) if s.layer.window else 0
-        end[row] = max(0, min((task.end_page - task.first_page) * PAGE_KEYS, position + 1))
     for page in range(task.first_page, task.end_page):
         if is_kept(s, task, page):
             run[count] = look_at(s, task, page)
             count += 1
     after.numbers, after.scales = NULL, NULL
-    if index + pool_threads() < s.attend_tasks[s.layer.group]:
+    if index + pool_threads() < plan.task_count:
         next_task = task + pool_threads()
         look = look_at(s, next_task, next_task.first_page)
         after = keys_of(&look)
-    attend_run(&g, rows, queries, query_scales, run, count, after, dim, m.attention_softcap, first, end)
+    row = 0
+    while row < rows:
+        for i in range(min(ATTEND_ROWS, rows - row)):
+            query = query_of(s, token + (row + i) // heads, task.kv_head * heads + (row + i) % heads, s.q)
+            if is_paired(s.page_type, dim):
+                query_scales[i] = query_pairs(query, dim, s.page_type, <int32_t *>queries + i * dim // 2)
+            else:
+                memcpy(queries + i * dim, query, sizeof(float) * dim)
+                query_scales[i] = 1
+            position = s.position_of[token + (row + i) // heads] - task.first_page * PAGE_KEYS
+            first[i] = max(0, position - s.layer.window + 1) if s.layer.window else 0
+            end[i] = max(0, min((task.end_page - task.first_page) * PAGE_KEYS, position + 1))
+        part = from_row(&g, row)
+        attend_run(&part, min(ATTEND_ROWS, rows - row), queries, query_scales, run, count, after, dim, m.attention_softcap, first, end)
+        row += ATTEND_ROWS
     if task.slot < 0:
         finish_queries(s, task, &g)
 
@@ -306,20 +358,14 @@ cdef void attend_many(Step *s, const AttendTask *task) noexcept nogil:
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = whole_vectors(m.head_dim), rows = task.count * heads, query_row
     cdef ptrdiff_t row, i, page, stop, position, token = s.starts[task.sequence] + task.first
     cdef ptrdiff_t last = s.position_of[token + task.count - 1]
-    cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + key_block_floats(m.head_dim)))
-    cdef Gathered g
+    cdef float *memory = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + key_block_floats(m.head_dim)))
+    cdef float *queries = memory + rows * (dim + 2)
+    cdef Gathered g = gathered(s, task, memory, rows, dim)
     cdef Page look
     cdef KeyBlock seen
     cdef ptrdiff_t first[ATTEND_TILE_ROWS]
     cdef ptrdiff_t end[ATTEND_TILE_ROWS]
-    g.blend, g.dim = queries + rows * dim, dim
-    g.totals = g.blend + rows * dim
-    g.largest = g.totals + rows
-    seen = carve_key_block(g.largest + rows, BLOCK_KEYS, m.head_dim, FAST_PAIRS and s.page_type != PAGES_FLOAT32, s.page_type == PAGES_INT8)
-    if task.slot >= 0:  # the partial result is gathered where it will be joined
-        g.blend = s.partials + task.slot * slot_floats(m)
-        g.totals = g.blend + SPLIT_ROWS * dim
-        g.largest = g.totals + SPLIT_ROWS
+    seen = carve_key_block(queries + rows * dim, BLOCK_KEYS, m.head_dim, FAST_PAIRS and s.page_type != PAGES_FLOAT32, s.page_type == PAGES_INT8)
     query_row = whole_vectors(seen.depth)
     for row in range(rows):
         query_words(&seen, query_of(s, token + row // heads, task.kv_head * heads + row % heads, s.q), 1, queries + row * query_row)
@@ -365,26 +411,25 @@ cdef inline void finish_query(const Step *s, ptrdiff_t token, ptrdiff_t head, co
         out[d] = blend[d] * inverse
 
 
-cdef void join_block(void *argument, ptrdiff_t index) noexcept nogil:
+cdef void join_slots(const Step *s, Join *join) noexcept nogil:
     """The chunks of one sequence and kv head, joined in order."""
-    cdef Step *s = <Step *>argument
     cdef const Model *m = s.model
-    cdef const Join *join = &s.joins[s.layer.group][index]
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = whole_vectors(m.head_dim), token = s.starts[join.sequence], row, i, d
-    cdef ptrdiff_t rows = (s.starts[join.sequence + 1] - token) * heads
+    cdef ptrdiff_t rows = (s.starts[join.sequence + 1] - token) * heads, most_rows = slot_rows(m)
     cdef float *first = s.partials + join.first_slot * slot_floats(m)
     cdef float *part
     cdef float largest, total, factor
     cdef float blend[MAX_HEAD_DIM]
+    join.left = join.slots  # the next layer gathers them anew
     for row in range(rows):
         largest, total = -INFINITY, 0
         for i in range(join.slots):
-            largest = max(largest, (first + i * slot_floats(m) + SPLIT_ROWS * (dim + 1))[row])
+            largest = max(largest, (first + i * slot_floats(m) + most_rows * (dim + 1))[row])
         memset(blend, 0, sizeof(float) * m.head_dim)
         for i in range(join.slots):
             part = first + i * slot_floats(m)
-            factor = expf((part + SPLIT_ROWS * (dim + 1))[row] - largest)
-            total += factor * (part + SPLIT_ROWS * dim)[row]
+            factor = expf((part + most_rows * (dim + 1))[row] - largest)
+            total += factor * (part + most_rows * dim)[row]
             for d in range(m.head_dim):
                 blend[d] += factor * part[row * dim + d]
         finish_query(s, token + row // heads, join.kv_head * heads + row % heads, blend, total)

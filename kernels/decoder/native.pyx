@@ -136,7 +136,7 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     """All of the step's memory, in one piece, and attention's tasks."""
     cdef const Model *m = s.model
     cdef ptrdiff_t windows[MAX_GROUPS]
-    cdef ptrdiff_t slots, most_slots = 0, rows = max(s.tokens, wanted_count), bytes, group, i
+    cdef ptrdiff_t most_slots = 0, rows = max(s.tokens, wanted_count), bytes, group, last = m.layer[m.layers - 1].group, i
     cdef char *memory
     bytes = buffer_bytes(m, rows)
     for i in range(m.layers):
@@ -144,16 +144,13 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     for group in range(MAX_GROUPS):
         if s.pages[group].keys == NULL:
             continue
-        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], NULL, &s.attend_tasks[group], NULL,
-                       &s.join_count[group], &slots)
-        bytes += s.attend_tasks[group] * sizeof(AttendTask) + s.join_count[group] * sizeof(Join) + 128
-        most_slots = max(most_slots, slots)
+        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], &s.attend[group])
+        bytes += plan_bytes(&s.attend[group])
+        most_slots = max(most_slots, s.attend[group].slot_count)
     if s.kept_starts != NULL:
-        group = m.layer[m.layers - 1].group
-        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[group], NULL, &s.kept_attend_tasks, NULL,
-                       &s.kept_join_count, &slots)
-        bytes += s.kept_attend_tasks * sizeof(AttendTask) + s.kept_join_count * sizeof(Join) + 128
-        most_slots = max(most_slots, slots)
+        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[last], &s.kept_attend)
+        bytes += plan_bytes(&s.kept_attend)
+        most_slots = max(most_slots, s.kept_attend.slot_count)
     s.block_tokens = block_tokens_of(s)
     memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(m)))
     carve_buffers(s, &memory, rows)
@@ -161,15 +158,11 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     for group in range(MAX_GROUPS):
         if s.pages[group].keys == NULL:
             continue
-        s.attend[group] = <AttendTask *>take_floats(&memory, s.attend_tasks[group] * sizeof(AttendTask) // sizeof(float))
-        s.joins[group] = <Join *>take_floats(&memory, s.join_count[group] * sizeof(Join) // sizeof(float))
-        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], s.attend[group], &s.attend_tasks[group],
-                       s.joins[group], &s.join_count[group], &slots)
+        carve_plan(&s.attend[group], &memory)
+        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], &s.attend[group])
     if s.kept_starts != NULL:
-        s.kept_attend = <AttendTask *>take_floats(&memory, s.kept_attend_tasks * sizeof(AttendTask) // sizeof(float))
-        s.kept_joins = <Join *>take_floats(&memory, s.kept_join_count * sizeof(Join) // sizeof(float))
-        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[m.layer[m.layers - 1].group], s.kept_attend,
-                       &s.kept_attend_tasks, s.kept_joins, &s.kept_join_count, &slots)
+        carve_plan(&s.kept_attend, &memory)
+        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[last], &s.kept_attend)
     return 0
 
 
@@ -214,9 +207,7 @@ cdef int begin_layer(Step *s, const Layer *layer) except -1 nogil:
 
 cdef int attend(Step *s) except -1 nogil:
     """What this layer reads from other tokens."""
-    cdef ptrdiff_t group = s.layer.group
-    pool_run(attend_block, s, s.attend_tasks[group])
-    return pool_run(join_block, s, s.join_count[group])
+    return pool_run(attend_block, s, s.attend[s.layer.group].task_count)
 
 
 cdef int finish_layer(Step *s, const Layer *layer) except -1 nogil:

@@ -9,6 +9,8 @@ import numpy as np
 
 from fastmixer.kernels.packed import PackedWeight
 
+FEW_TOKENS = 16  # a sequence's tokens in a step: of so few each comes out, natively, bit for bit as it would one by one
+
 
 @dataclass(frozen=True)
 class Linear:

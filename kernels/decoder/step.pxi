@@ -39,19 +39,13 @@ cdef struct Step:
     Bench bench
     ptrdiff_t block_tokens  # of a block that one thread takes from attention to attention; all of them: threads share each map
     # attention's work, of each group of layers (attention.pxi)
-    AttendTask *attend[MAX_GROUPS]
-    ptrdiff_t attend_tasks[MAX_GROUPS]
-    Join *joins[MAX_GROUPS]
-    ptrdiff_t join_count[MAX_GROUPS]
+    AttendPlan attend[MAX_GROUPS]
     float *partials
     const Layer *layer  # the one at work
     # what the last layer goes on with behind keys and values: of each sequence its first wanted token and all after it
     const int64_t *kept_starts  # [sequences + 1]; NULL: all tokens
     const int64_t *kept_positions  # [sequences]: of the first
-    AttendTask *kept_attend
-    ptrdiff_t kept_attend_tasks
-    Join *kept_joins
-    ptrdiff_t kept_join_count
+    AttendPlan kept_attend
 
 
 cdef inline ptrdiff_t widest(const Model *m) noexcept nogil:
@@ -200,8 +194,7 @@ cdef Step kept_step(const Step *s) noexcept nogil:
         memmove(s.position_of + target, s.position_of + source, sizeof(int64_t) * count)
         memmove(s.sequence_of + target, s.sequence_of + source, sizeof(int64_t) * count)
     kept.tokens, kept.starts, kept.first_positions = s.kept_starts[s.sequences], s.kept_starts, s.kept_positions
-    kept.attend[group], kept.attend_tasks[group] = s.kept_attend, s.kept_attend_tasks
-    kept.joins[group], kept.join_count[group] = s.kept_joins, s.kept_join_count
+    kept.attend[group] = s.kept_attend
     return kept
 
 

@@ -4,14 +4,11 @@
 #   linear_rows(&task)        out [tokens, outputs] = x W^T + bias through task.mode (all but LINEAR_GATE)
 
 cdef extern from "packed/rows.h" nogil:
-    enum: DOT_COLUMNS
-    enum: DOT_ROWS
-    void dot_pairs_of(ptrdiff_t rows, const float *x, const float *weight, ptrdiff_t half, float *sums, ptrdiff_t sums_row)
-
-cdef extern from "bfloat16.h" nogil:
-    vf bf16_dot(vf sum, vf a, vf b)
+    void dot_columns(ptrdiff_t rows, ptrdiff_t columns, bint pairs, const float *x, const float *weight, ptrdiff_t words, float *sums,
+                     ptrdiff_t sums_row)
 
 cdef enum:
+    FEW_TOKENS = 16  # of so few, each comes out as it would alone, bit for bit (decoder/spec.py)
     ROWS_A_TASK = 64  # outputs a task when rows of x are few (a multiple of VF_WIDTH)
 
 
@@ -31,13 +28,11 @@ cdef struct RowsTask:
 cdef int linear_rows(RowsTask *op) except -1 nogil:
     cdef GemmTask g
     cdef ptrdiff_t depth = halved(op.inputs) if op.bfloat16 else op.inputs
-    cdef const float *x = op.x
-    if op.bfloat16:
-        x = op.pairs
-        if op.tokens <= DOT_ROWS and op.panels == NULL:
-            return pool_run(few_rows_of_pairs, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
+    if op.tokens <= FEW_TOKENS and op.panels == NULL:
+        return pool_run(few_rows_of_words, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
     g = linear_task(
-        x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out, op.tokens, depth, op.outputs
+        op.pairs if op.bfloat16 else op.x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out,
+        op.tokens, depth, op.outputs,
     )
     g.accumulate, g.pairs, g.packed_b, g.packed_panel = op.mode == LINEAR_ADD, op.bfloat16, op.panels, depth * TILE_COLUMNS
     if op.out_pairs != NULL:
@@ -50,40 +45,18 @@ cdef inline bint can_pass_pairs(ptrdiff_t inputs, ptrdiff_t outputs) noexcept no
     return halved(inputs) <= K_BLOCK and outputs % 2 == 0
 
 
-cdef void few_rows_of_pairs(void *argument, ptrdiff_t task) noexcept nogil:
+cdef void few_rows_of_words(void *argument, ptrdiff_t task) noexcept nogil:
     cdef RowsTask *op = <RowsTask *>argument
-    cdef float sums[DOT_ROWS * VF_WIDTH]
-    cdef float spare[DOT_ROWS * DOT_COLUMNS]
-    cdef ptrdiff_t half = halved(op.inputs), column = task * ROWS_A_TASK, stop = min(op.outputs, (task + 1) * ROWS_A_TASK)
-    cdef ptrdiff_t j, t, i, columns
+    cdef float sums[FEW_TOKENS * VF_WIDTH]
+    cdef const float *x = op.pairs if op.bfloat16 else op.x
+    cdef ptrdiff_t words = halved(op.inputs) if op.bfloat16 else op.inputs
+    cdef ptrdiff_t column = task * ROWS_A_TASK, stop = min(op.outputs, (task + 1) * ROWS_A_TASK), columns, t
     while column < stop:
         columns = min(VF_WIDTH, stop - column)
-        j = 0
-        while j + DOT_COLUMNS <= columns:
-            dot_pairs_of(op.tokens, op.pairs, op.weight + (column + j) * half, half, sums + j, VF_WIDTH)
-            j += DOT_COLUMNS
-        if j < columns:  # the last columns again, from as far back as a whole step needs; fewer outputs than that: one by one
-            if op.outputs >= DOT_COLUMNS:
-                dot_pairs_of(op.tokens, op.pairs, op.weight + (column + columns - DOT_COLUMNS) * half, half, spare, DOT_COLUMNS)
-                for t in range(op.tokens):
-                    for i in range(j, columns):
-                        sums[t * VF_WIDTH + i] = spare[t * DOT_COLUMNS + i - columns + DOT_COLUMNS]
-            else:
-                for t in range(op.tokens):
-                    for i in range(columns):
-                        sums[t * VF_WIDTH + i] = one_dot(op.pairs + t * half, op.weight + (column + i) * half, half)
+        dot_columns(op.tokens, columns, op.bfloat16, x, op.weight + column * words, words, sums, VF_WIDTH)
         for t in range(op.tokens):
             finish_row_of_sums(op, t, column, columns, sums + t * VF_WIDTH)
         column += VF_WIDTH
-
-
-cdef inline float one_dot(const float *x, const float *weight, ptrdiff_t half) noexcept nogil:
-    cdef vf total = vf_zero()
-    cdef ptrdiff_t k = 0
-    while k < half:
-        total = bf16_dot(total, load_part(x + k, half - k), load_part(weight + k, half - k))
-        k += VF_WIDTH
-    return vf_sum(total)
 
 
 cdef inline void finish_row_of_sums(const RowsTask *op, ptrdiff_t row, ptrdiff_t column, ptrdiff_t columns,

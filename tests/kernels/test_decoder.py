@@ -10,8 +10,8 @@ import pytest
 
 from fastmixer.kernels import select, threads
 from fastmixer.kernels.decoder import reference
-from fastmixer.kernels.decoder.pages import PAGE, KVPages
-from fastmixer.kernels.decoder.spec import DecoderSpec, LayerSpec, Linear, Norm
+from fastmixer.kernels.decoder.pages import PAGE, RUN, KVPages
+from fastmixer.kernels.decoder.spec import FEW_TOKENS, DecoderSpec, LayerSpec, Linear, Norm
 
 CONTEXT = 400
 # What may differ between implementations, of the largest logit: sums in another order; where numbers are rounded in
@@ -356,6 +356,25 @@ def test_bits_of_packed_weights_do_not_depend_on_the_other_sequences(kernel, imp
         for counts, logits in zip(steps, found, strict=True):
             if counts[sequence]:
                 np.testing.assert_array_equal(alone.step([counts[sequence]]), logits[sequence])
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32", "odd sizes"])
+def test_few_tokens_at_once_are_bit_for_bit_what_they_are_one_by_one(kernel, implementation, feature, page_type, kind):
+    """As many as guesses are checked at once: from the last page of a run into the next, alone and beside another sequence."""
+    if not implementation.startswith("native"):
+        pytest.skip("NumPy's and Numba's sums depend on the number of rows")
+    spec, read = make_spec(packed_of(implementation), kind=kind, **FEATURES[feature]), RUN * PAGE - 5
+    lengths = [read + FEW_TOKENS, 3]
+    one_by_one = Run(kernel, spec, lengths[:1], page_type)
+    one_by_one.step([read])
+    expected = np.concatenate([one_by_one.step([1]) for _ in range(FEW_TOKENS)])
+    for counts in ([FEW_TOKENS], [2, 3, 5, 6], [7, 9]):
+        run = Run(kernel, spec, lengths, page_type)
+        run.step([read, 3])
+        found = np.concatenate([run.step([count, 0]) for count in counts])
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
