@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmixer.generate.memory import available_memory, require_memory
-from fastmixer.generate.options import Options, bias_arrays, check_stop_ids
+from fastmixer.generate.options import Options, PromptTooLong, bias_arrays, with_stop_ids
 from fastmixer.generate.pages import Block, PagePool, most_pages
 from fastmixer.generate.sampler import Sampler, choose, token_logprob
 from fastmixer.generate.sequence import Sequence
@@ -96,11 +96,9 @@ class Scheduler:
         if len(prompt) == 0:
             raise ValueError(f"generate: prompt {index} is empty; it must have at least one token")
         if len(prompt) > self.context:
-            raise ValueError(
-                f"generate: prompt {index} has {len(prompt)} tokens, more than the model's context of {self.context}"
-            )
+            raise PromptTooLong(index, len(prompt), self.context)
         check_id_range("generate", f"prompt {index}", prompt, self.decoder.config.vocab)
-        check_stop_ids(options, self.vocab)
+        options = with_stop_ids(options, self.tokenizer, self.vocab)
         bias = bias_arrays(options, self.tokenizer, self.vocab)
         text = None
         if wants_text or options.stop_texts:
@@ -303,6 +301,7 @@ class Scheduler:
             tables,
             np.array(wanted, np.int64),
             logits,
+            np.array([sequence.is_writing for sequence, _ in batch], np.uint8),
         )
         self.forwarded_tokens += len(ids)
         return rows, logits if self._has_all_pieces else logits[:, : self.vocab]

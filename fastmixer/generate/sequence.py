@@ -58,9 +58,14 @@ class Sequence:
         """Ids that are known and not computed."""
         return self.length - self.computed
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether its prompt has been read."""
+        return self.computed >= self.prompt_tokens
+
     def draft(self) -> int:
         """Guess what comes next: so many tokens are written behind ids[:length], to be checked."""
-        if self._lookup is None:
+        if self._lookup is None or not self.is_writing:
             return 0
         # with the newest known token no more than come out as they would one by one
         room = min(self.options.speculative, FEW_TOKENS - 1, self.most_positions - self.length)

@@ -131,11 +131,13 @@ class Decoder:
 
     def step(
         self, ids: np.ndarray, starts: np.ndarray, first_positions: np.ndarray, pages: KVPages, tables: np.ndarray,
-        wanted: np.ndarray, logits: np.ndarray,
+        wanted: np.ndarray, logits: np.ndarray, written: np.ndarray,
     ) -> None:  # fmt: skip
         """forward into logits: float32 [n, vocab], for a caller that made every array itself and holds every page: nothing
-        is checked, which took a fiftieth of a small model's token."""
-        self._decoder.forward(ids, starts, first_positions, pages, tables, wanted, logits, None)
+        is checked, which took a fiftieth of a small model's token. written: uint8 [sequences], 1 where a sequence's tokens
+        are being written, at most FEW_TOKENS (kernels/decoder/spec.py): natively each comes out bit for bit as it would
+        alone; 0 where a text is read: as in any other piece of it."""
+        self._decoder.forward(ids, starts, first_positions, pages, tables, wanted, logits, None, written)
 
     def _checked_tables(
         self, tables: np.ndarray, pages: KVPages, first_positions: np.ndarray, ends: np.ndarray

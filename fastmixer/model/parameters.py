@@ -5,6 +5,7 @@ Knows nothing of what the parameters mean.
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,22 +31,40 @@ class Parameters:
     def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]], dtype: np.dtype | type = np.float32):
         self._starts: list[int] = []
         self._names: list[str] = []
-        places: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+        self._places: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         end = 0
         for name, shape in shapes:
             count = int(np.prod(shape))
-            places[name] = (end, end + count, shape)
+            self._places[name] = (end, end + count, shape)
             self._starts.append(end)
             self._names.append(name)
             end = -(-(end + count) // ALIGNMENT) * ALIGNMENT
         self.data = aligned_zeros(end, dtype)
         self._gradients_data = aligned_zeros(end, dtype)
         self.stale = False
-        self._views = {name: self.data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
         self._rounded: dict[str, RoundedWeight] = {}
         self._sparse: dict[str, SparseRows | None] = {}
         self._rewritten: tuple[str, ...] = ()
-        self._gradients = {name: self._gradients_data[a:b].reshape(shape) for name, (a, b, shape) in places.items()}
+        self._look()
+
+    def _look(self) -> None:
+        """The views, into the buffers as they are now."""
+        self._views = {name: self.data[a:b].reshape(shape) for name, (a, b, shape) in self._places.items()}
+        self._gradients = {name: self._gradients_data[a:b].reshape(shape) for name, (a, b, shape) in self._places.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the views, which would become arrays of their own that nobody trains."""
+        state = {name: value for name, value in vars(self).items() if name not in ("_views", "_gradients")}
+        return {**state, "_rounded": list(self._rounded)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for name in ("data", "_gradients_data"):  # onto a cache line again
+            buffer = aligned_zeros(len(state[name]), state[name].dtype)
+            buffer[...] = state[name]
+            setattr(self, name, buffer)
+        self._look()
+        self.keep_rounded(state["_rounded"])
 
     @property
     def names(self) -> list[str]:

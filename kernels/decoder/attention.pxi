@@ -1,7 +1,7 @@
 # Attention of a step over paged keys and values. A task is a tile of one sequence's queries, all heads of one kv head,
-# against all its pages; where a sequence brings FEW_TOKENS queries at most (decoding), its pages are cut into chunks instead, each
+# against all its pages; where a sequence brings few queries that are written (decoding), its pages are cut into chunks instead, each
 # gathered on its own, and the last one to be gathered joins them in order. What a task computes depends on its own sequence only,
-# and what becomes of one of few queries on nothing that stands beside it.
+# what becomes of a query that is written on nothing that stands beside it, of one that is read not on how its text is cut.
 
 cdef extern from "decoder/attend.h" nogil:
     enum: PAGE_KEYS
@@ -94,21 +94,23 @@ cdef inline ptrdiff_t slot_floats(const Model *m) noexcept nogil:
     return slot_rows(m) * (whole_vectors(m.head_dim) + 2)
 
 
-cdef void plan_attention(const Model *m, const int64_t *starts, const int64_t *first_positions, ptrdiff_t sequences,
-                         ptrdiff_t window, AttendPlan *plan) noexcept nogil:
-    """The tasks, joins and slots of a group of layers; with plan.tasks NULL they are only counted."""
+cdef void plan_attention(const Step *s, const int64_t *starts, const int64_t *first_positions, ptrdiff_t window,
+                         AttendPlan *plan) noexcept nogil:
+    """The tasks, joins and slots of a group of layers, of the step's tokens or those kept; with plan.tasks NULL they are only
+    counted."""
+    cdef const Model *m = s.model
     cdef ptrdiff_t sequence, kv_head, queries, heads = m.heads // m.kv_heads, tile = max(1, TILE_QUERY_ROWS // heads)
     cdef ptrdiff_t position, first_page, end_page, chunk, first, chunks
     cdef AttendTask task
     cdef Join join
     plan.task_count, plan.join_count, plan.slot_count = 0, 0, 0
-    for sequence in range(sequences):
+    for sequence in range(s.sequences):
         queries, position = starts[sequence + 1] - starts[sequence], first_positions[sequence]
         if queries == 0:
             continue
         for kv_head in range(m.kv_heads):
             task.sequence, task.kv_head, task.slot = sequence, kv_head, -1
-            if queries <= FEW_TOKENS:
+            if is_written(s.written, starts, sequence):
                 first_page = max(0, position - window + 1) // PAGE_KEYS if window else 0
                 end_page = (position + queries - 1) // PAGE_KEYS + 1
                 chunks = (end_page - 1) // CHUNK_PAGES - first_page // CHUNK_PAGES + 1
@@ -260,7 +262,7 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef Step *s = <Step *>argument
     cdef const AttendPlan *plan = &s.attend[s.layer.group]
     cdef const AttendTask *task = &plan.tasks[index]
-    if s.starts[task.sequence + 1] - s.starts[task.sequence] <= FEW_TOKENS and s.model.head_dim % VF_WIDTH == 0:
+    if is_written(s.written, s.starts, task.sequence) and s.model.head_dim % VF_WIDTH == 0:
         attend_few(s, index)
     else:
         attend_many(s, task)
@@ -372,10 +374,11 @@ cdef void attend_many(Step *s, const AttendTask *task) noexcept nogil:
         g.totals[row], g.largest[row] = 0, -INFINITY
     memset(g.blend, 0, sizeof(float) * rows * dim)
     begin_block(&seen)
-    page = task.first_page
+    # blocks begin at multiples of their length, so that a query meets the same ones whatever stands before it in its tile
+    page = task.first_page // BLOCK_PAGES * BLOCK_PAGES
     while page < task.end_page:
         stop = min(task.end_page, page + BLOCK_PAGES)
-        for i in range(page, stop):
+        for i in range(max(page, task.first_page), stop):
             if is_kept(s, task, i):
                 look = look_at(s, task, i)
                 page_into_block(&seen, &look, (i - page) * PAGE_KEYS, min(PAGE_KEYS, last + 1 - i * PAGE_KEYS))

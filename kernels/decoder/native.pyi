@@ -18,4 +18,5 @@ class Decoder:
         wanted: np.ndarray,
         logits: np.ndarray | None,
         hidden: np.ndarray | None,
+        written: np.ndarray | None = None,
     ) -> None: ...

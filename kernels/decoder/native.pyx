@@ -65,7 +65,8 @@ cdef class Decoder:
         PyMem_Free(self.model.layer)
 
     def forward(self, const int64_t[::1] ids, const int64_t[::1] starts, const int64_t[::1] first_positions, pages,
-                const int32_t[:, :, ::1] tables, const int64_t[::1] wanted, float[:, ::1] logits, float[:, ::1] hidden):
+                const int32_t[:, :, ::1] tables, const int64_t[::1] wanted, float[:, ::1] logits, float[:, ::1] hidden,
+                const uint8_t[::1] written=None):
         """logits [wanted, vocab] (and hidden [wanted, dim]) of the wanted tokens, both may be None; keys and values of all
         tokens go into pages. Shapes: reference.py."""
         cdef Step s
@@ -77,6 +78,7 @@ cdef class Decoder:
         s.model, s.tokens, s.sequences = &self.model, ids.shape[0], starts.shape[0] - 1
         s.ids, s.starts, s.first_positions = &ids[0], &starts[0], &first_positions[0]
         s.page_type = PAGE_TYPES[pages.dtype]
+        s.written = &written[0] if written is not None else NULL
         for group in range(tables.shape[0]):
             set_pages(&s, group, pages)
             s.pages[group].tables, s.pages[group].table_pages = &tables[group, 0, 0], tables.shape[2]
@@ -144,11 +146,11 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     for group in range(MAX_GROUPS):
         if s.pages[group].keys == NULL:
             continue
-        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], &s.attend[group])
+        plan_attention(s, s.starts, s.first_positions, windows[group], &s.attend[group])
         bytes += plan_bytes(&s.attend[group])
         most_slots = max(most_slots, s.attend[group].slot_count)
     if s.kept_starts != NULL:
-        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[last], &s.kept_attend)
+        plan_attention(s, s.kept_starts, s.kept_positions, windows[last], &s.kept_attend)
         bytes += plan_bytes(&s.kept_attend)
         most_slots = max(most_slots, s.kept_attend.slot_count)
     s.block_tokens = block_tokens_of(s)
@@ -159,10 +161,10 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
         if s.pages[group].keys == NULL:
             continue
         carve_plan(&s.attend[group], &memory)
-        plan_attention(m, s.starts, s.first_positions, s.sequences, windows[group], &s.attend[group])
+        plan_attention(s, s.starts, s.first_positions, windows[group], &s.attend[group])
     if s.kept_starts != NULL:
         carve_plan(&s.kept_attend, &memory)
-        plan_attention(m, s.kept_starts, s.kept_positions, s.sequences, windows[last], &s.kept_attend)
+        plan_attention(s, s.kept_starts, s.kept_positions, windows[last], &s.kept_attend)
     return 0
 
 
@@ -272,6 +274,7 @@ cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits
     maps[0], i = &m.head, 0
     while i < count:
         outs[0], stop = logits + i * m.vocab, wanted_alike(s, wanted, count, i)
+        s.bench.few = stop - i <= FEW_TOKENS
         project(&s.bench, s.normed + i * m.dim, stop - i, m.dim, maps, outs, 1, LINEAR_STORE, 0, HEAD_OUTLIER)
         i = stop
     if m.logit_softcap > 0:

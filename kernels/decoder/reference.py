@@ -25,7 +25,7 @@ class Decoder:
     def __init__(self, spec):
         self.spec = spec
 
-    def forward(self, ids, starts, first_positions, pages, tables, wanted, logits, hidden):
+    def forward(self, ids, starts, first_positions, pages, tables, wanted, logits, hidden, written=None):
         """The tokens of several sequences through all layers; what the head makes of some of them.
 
         ids: int64 [tokens], of sequence s those from starts[s] to starts[s + 1] (starts: int64 [sequences + 1]), at
@@ -33,7 +33,9 @@ class Decoder:
         sees its own sequence's positions up to its own (of layers with a window, the last so many of them).
         tables: int32 [groups, sequences, pages]: the page that holds the i-th 64 positions, -1: none, which only a
         window that has passed it may have. wanted: int64 [n], tokens of ids; logits: float32 [n, vocab] (or None) and
-        hidden: float32 [n, dim] (or None), after the final norm, receive theirs.
+        hidden: float32 [n, dim] (or None), after the final norm, receive theirs. written: uint8 [sequences] or None, for
+        native code, whose sums' order it decides: 1 where at most FEW_TOKENS tokens (spec.py) are being written, 0 where a text
+        is read (None: few tokens are being written, many are read).
         """
         spec = self.spec
         if len(ids) == 0:

@@ -23,6 +23,7 @@ cdef struct Step:
     const int64_t *ids
     const int64_t *starts  # [sequences + 1]
     const int64_t *first_positions  # [sequences]
+    const uint8_t *written  # [sequences]: whether its tokens are being written, others are read; NULL: few are, many are not
     ptrdiff_t tokens, sequences
     int page_type
     ptrdiff_t page_bytes  # of one kv head's keys in a page
@@ -105,24 +106,34 @@ cdef Step tokens_of(const Step *s, ptrdiff_t first, ptrdiff_t count) noexcept no
     return b
 
 
-# ---- long prompts and what stands beside them ----
+# ---- tokens that are written, and those that are read ----
+
+cdef inline bint is_written(const uint8_t *written, const int64_t *starts, ptrdiff_t sequence) noexcept nogil:
+    """Whether each of a sequence's tokens comes out as it would alone. What is read comes out as in any other piece of its text."""
+    return starts[sequence + 1] - starts[sequence] <= FEW_TOKENS and (written == NULL or written[sequence])
+
 
 cdef inline bint is_long(const Step *s, ptrdiff_t t) noexcept nogil:
-    """Whether token t is multiplied by tiles: as many of its own sequence decide it, whatever else is in the batch."""
-    return is_for_tiles(s.starts[s.sequence_of[t] + 1] - s.starts[s.sequence_of[t]])
+    """Whether token t is multiplied by tiles: its own sequence decides it, whatever else is in the batch."""
+    cdef ptrdiff_t sequence = s.sequence_of[t]
+    if s.written != NULL:
+        return AMX and not is_written(s.written, s.starts, sequence)
+    return is_for_tiles(s.starts[sequence + 1] - s.starts[sequence])
 
 
 cdef int by_length(Step *s, int (*part)(Step *s, const Layer *layer) except -1 nogil, const Layer *layer) except -1 nogil:
     """A part of the layer for runs of tokens that are multiplied alike."""
     cdef Step run
-    cdef ptrdiff_t first = 0, stop
+    cdef ptrdiff_t first = 0, stop, t
     cdef bint tiles
     while first < s.tokens:
         stop, tiles = first + 1, is_long(s, first)
         while stop < s.tokens and is_long(s, stop) == tiles:
             stop += 1
         run = tokens_of(s, first, stop - first)
-        run.bench.tiles = tiles
+        run.bench.tiles, run.bench.few = tiles, stop - first <= FEW_TOKENS
+        for t in range(first, stop if run.bench.few else first):
+            run.bench.few = run.bench.few and is_written(s.written, s.starts, s.sequence_of[t])
         part(&run, layer)
         first = stop
     return 0

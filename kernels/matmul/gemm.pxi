@@ -95,6 +95,7 @@ cdef struct GemmTask:
     ptrdiff_t out_row
     ptrdiff_t m, n, k
     bint accumulate
+    bint as_many  # sums are made as those of many rows, however few there are
     bint pairs  # A and B are pairs of bfloat16 (bfloat16.h), and k counts pairs
     bint stores_pairs  # so is out, and out_row counts them; k is one block, n even, and nothing of [m, n] joins
     # epilogue, forward: out = dropout(act(sum + bias) * multiplier) + residual; pre_activation = sum + bias
@@ -169,7 +170,7 @@ cdef int gemm(GemmTask *g) except -1 nogil:
     g.tasks = row_blocks * g.column_tasks
     if g.k == 0:
         return pool_run(gemm_empty_sum, g, g.tasks)
-    if g.m <= FEW_ROWS and g.packed_b == NULL and not g.pairs and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
+    if g.m <= FEW_ROWS and not g.as_many and g.packed_b == NULL and not g.pairs and g.a_k == 1 and (g.b_column == 1 or g.b_k == 1):
         return pool_run(few_rows_block, g, g.column_tasks)
     return pool_run(gemm_block, g, g.tasks)
 

@@ -26,7 +26,7 @@ cdef enum:
 
 
 cdef inline bint worth_parts(const GemmTask *g) noexcept nogil:
-    return AMX and not g.pairs and g.m >= PARTS_LEAST_ROWS and g.n >= PARTS_TILE and g.k >= PARTS_STEP
+    return AMX and not g.pairs and (g.m >= PARTS_LEAST_ROWS or g.as_many) and g.n >= PARTS_TILE and g.k >= PARTS_STEP
 
 
 cdef int gemm_by_parts(GemmTask *g) except -1 nogil:

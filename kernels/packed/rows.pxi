@@ -8,7 +8,7 @@ cdef extern from "packed/rows.h" nogil:
                      ptrdiff_t sums_row)
 
 cdef enum:
-    FEW_TOKENS = 16  # of so few, each comes out as it would alone, bit for bit (decoder/spec.py)
+    FEW_TOKENS = 16  # at most so many rows come out, each, as it would alone, bit for bit (decoder/spec.py)
     ROWS_A_TASK = 64  # outputs a task when rows of x are few (a multiple of VF_WIDTH)
 
 
@@ -19,6 +19,7 @@ cdef struct RowsTask:
     const float *weight  # float32 [outputs, inputs], or pairs [outputs, halved(inputs)]; NULL: panels
     const float *panels  # the same as gemm's panels, or NULL
     bint bfloat16
+    bint few  # FEW_TOKENS rows at most, each to come out as it would alone
     const float *bias
     float *out  # [tokens, outputs]
     ptrdiff_t tokens, inputs, outputs
@@ -28,12 +29,13 @@ cdef struct RowsTask:
 cdef int linear_rows(RowsTask *op) except -1 nogil:
     cdef GemmTask g
     cdef ptrdiff_t depth = halved(op.inputs) if op.bfloat16 else op.inputs
-    if op.tokens <= FEW_TOKENS and op.panels == NULL:
+    if op.few and op.panels == NULL:
         return pool_run(few_rows_of_words, op, (op.outputs + ROWS_A_TASK - 1) // ROWS_A_TASK)
     g = linear_task(
         op.pairs if op.bfloat16 else op.x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out,
         op.tokens, depth, op.outputs,
     )
+    g.as_many = op.panels == NULL  # a text is read to the same bits however it is cut
     g.accumulate, g.pairs, g.packed_b, g.packed_panel = op.mode == LINEAR_ADD, op.bfloat16, op.panels, depth * TILE_COLUMNS
     if op.out_pairs != NULL:
         g.out, g.out_row, g.stores_pairs = op.out_pairs, halved(op.outputs), True

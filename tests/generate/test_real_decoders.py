@@ -11,6 +11,7 @@ from random_models import random_source
 from fastmixer.generate import LanguageModel
 from fastmixer.kernels import select
 from fastmixer.model.decoder import Decoder
+from fastmixer.text.assets import alice_text
 from fastmixer.weights.source import open_source
 
 OPTIONS = {"max_new_tokens": 24, "temperature": 0, "ignore_eos": True}
@@ -119,6 +120,23 @@ def test_smollm2(smollm2_path):
     assert plain == [model.generate(prompt, max_new_tokens=24, temperature=0) for prompt in prompts]
     assert plain == model.generate(prompts, max_new_tokens=24, temperature=0, speculative=5)
     assert model.scheduler.pool.held == 0
+
+
+@pytest.mark.parametrize("cache", ["bfloat16", "int8"])
+def test_guesses_and_what_is_reused_change_nothing_that_smollm2_writes(smollm2_path, cache):
+    """Not even a bit of a logarithm, in a cache that rounds, where a prompt's last piece is short or long."""
+    source = open_source(smollm2_path)
+    model = LanguageModel(Decoder(source, progress=False), source.tokenizer, source.name, cache_dtype=cache)
+    options = {"max_new_tokens": 40, "ignore_eos": True, "logprobs": 1, "return_details": True}
+    for start, length in ((15000, 700), (30000, 515), (45000, 538)):
+        prompt = alice_text()[start : start + length]
+        model.reset_cache()
+        greedy, drawn = (model.generate(prompt, temperature=heat, seed=1, **options) for heat in (0, 0.8))
+        assert drawn.reused_tokens > 0
+        assert model.generate(prompt, temperature=0.8, seed=1, **options).logprobs == drawn.logprobs
+        for speculative in (4, 40):
+            guessed = model.generate(prompt, temperature=0, speculative=speculative, **options)
+            assert guessed.tokens == greedy.tokens and guessed.logprobs == greedy.logprobs
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Once upon a time " * 1000])

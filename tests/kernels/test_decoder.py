@@ -126,7 +126,7 @@ class Run:
             [rng.permutation(total).reshape(len(lengths), pages_each).astype(np.int32) for _ in layers]
         )
 
-    def step(self, counts, wanted=None, hidden=None):
+    def step(self, counts, wanted=None, hidden=None, written=None):
         """Feeds the next counts[s] tokens of each sequence; logits [wanted, vocab], of all tokens by default."""
         counts = np.asarray(counts)
         ids = np.concatenate([t[f : f + n] for t, f, n in zip(self.tokens, self.fed, counts, strict=True)])
@@ -134,7 +134,8 @@ class Run:
         wanted = np.arange(len(ids)) if wanted is None else np.asarray(wanted, np.int64)
         logits = np.full((len(wanted), self.spec.vocab), np.nan, np.float32)
         self.decoder.forward(
-            ids, starts, np.array(self.fed), self.pages, self.tables, wanted, logits, hidden
+            ids, starts, np.array(self.fed), self.pages, self.tables, wanted, logits, hidden,
+            None if written is None else np.array(written, np.uint8),
         )  # fmt: skip
         self.fed = [f + int(n) for f, n in zip(self.fed, counts, strict=True)]
         return logits
@@ -375,6 +376,26 @@ def test_few_tokens_at_once_are_bit_for_bit_what_they_are_one_by_one(kernel, imp
         run.step([read, 3])
         found = np.concatenate([run.step([count, 0]) for count in counts])
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32", "odd sizes"])
+def test_a_text_is_read_to_the_same_bits_however_it_is_cut(kernel, implementation, feature, page_type, kind):
+    """So a prompt whose beginning is known already, where it ends in a page, writes what it writes when it is read whole."""
+    if not implementation.startswith("native"):
+        pytest.skip("NumPy's and Numba's sums depend on the number of rows")
+    spec, length = make_spec(packed_of(implementation), kind=kind, **FEATURES[feature]), RUN * PAGE + 70
+
+    def read(counts):
+        run = Run(kernel, spec, [length + 4], page_type)
+        for count in counts:
+            last = run.step([count], wanted=[count - 1], written=[0])
+        return np.concatenate([last, *(run.step([1], written=[1]) for _ in range(4))])
+
+    whole = read([length])
+    for counts in ([PAGE, length - PAGE], [length - 5, 5], [length - 1, 1], [100, 9, 1, length - 110]):
+        np.testing.assert_array_equal(read(counts), whole)
 
 
 @pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
