@@ -8,7 +8,15 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from fastmixer.kernels.select import kernel_module, kernels
-from fastmixer.ops.checks import Arrays, check_choice, check_integer, check_number
+from fastmixer.ops.checks import (
+    Arrays,
+    check_choice,
+    check_integer,
+    check_number,
+    from_list,
+    require_all_apart,
+    require_apart,
+)
 from fastmixer.ops.dropout import check_dropout
 
 MAX_HEAD_DIM = 256
@@ -103,7 +111,7 @@ def attention(
     which sees itself only (key_starts = query_starts if None). key_counts: int64 [batch]: only so many of each batch
     element's keys are there (a cache that is not full). A query that sees no key gets zeros.
     precision "bfloat16": what the products multiply (q, k, v and the weights) is rounded to bfloat16 on its way; sums and
-    softmax stay float32.
+    softmax stay float32. out shares no memory with q, k and v.
     With return_saved also gives log_sum_exp: float32 [batch, heads, queries], which attention_backward wants.
     Raises TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); online softmax, Milakov and
     Gimelshein 2018 (arXiv 1805.02867); tiles, Dao et al. 2022 (arXiv 2205.14135).
@@ -117,6 +125,7 @@ def attention(
     if out is None:
         out = np.empty(checked.q.shape, checked.q.dtype)
     out = arrays.check_output("out", out, axes, contiguous=False)
+    require_apart("attention", "out", out, q=checked.q, k=checked.k, v=checked.v)
     log_sum_exp = np.empty(out.shape[:3], checked.q.dtype)
     if _leaves_gaps(checked):
         out[...], log_sum_exp[...] = 0, -np.inf
@@ -153,7 +162,7 @@ def attention_backward(
     """(d_q, d_k, d_v) of attention, float32 with the shapes of q, k, v, from d_out and what forward saved.
 
     The weights are computed again, tile by tile. Options must be those of the forward call. d_bias: float32 of bias' shape,
-    to which its gradient is added. Raises as attention.
+    to which its gradient is added. What is written shares no memory with anything else. Raises as attention.
     """
     arrays = Arrays("attention_backward", "attention")
     check_choice("attention_backward", "precision", precision, PRECISIONS)
@@ -172,6 +181,10 @@ def attention_backward(
         if bias is None:
             raise ValueError("attention_backward: d_bias is the gradient of bias, which must be given; got None")
         d_bias = arrays.check_output("d_bias", d_bias, "heads distances")
+    require_all_apart(
+        "attention_backward", {"d_q": gradients[0], "d_k": gradients[1], "d_v": gradients[2], "d_bias": d_bias},
+        {"d_out": d_out, "q": checked.q, "k": checked.k, "v": checked.v, "out": out, "log_sum_exp": log_sum_exp},
+    )  # fmt: skip
     if checked.q.size == 0 or checked.k.size == 0 or _leaves_gaps(checked):
         for gradient in gradients:
             gradient[...] = 0
@@ -279,7 +292,8 @@ def _spans(op: str, q_shape: tuple, k_shape: tuple, query_starts: Any, key_start
 
 def _limit_keys(checked: _Checked, key_counts: Any, packed: bool) -> None:
     """Each batch element's span ends after its own number of keys."""
-    counts, batch, keys = np.asarray(key_counts), checked.q.shape[0], checked.k.shape[2]
+    counts = np.asarray(from_list("attention", "key_counts", key_counts))
+    batch, keys = checked.q.shape[0], checked.k.shape[2]
     if packed:
         raise ValueError("attention: key_counts is for batches, key_starts for packed sequences; got both")
     if counts.dtype.kind not in "iu" or counts.shape != (batch,):
@@ -292,7 +306,7 @@ def _limit_keys(checked: _Checked, key_counts: Any, packed: bool) -> None:
 
 
 def _check_starts(op: str, name: str, starts: Any, total: int) -> np.ndarray:
-    starts = np.asarray(starts)
+    starts = np.asarray(from_list(op, name, starts))
     if starts.dtype.kind not in "iu" or starts.ndim != 1 or len(starts) == 0:
         raise TypeError(f"{op}: {name} must be integer [sequences + 1]; got {starts.dtype.name} {starts.shape}")
     starts = starts.astype(np.int64)  # first: differences of small or unsigned integers wrap around

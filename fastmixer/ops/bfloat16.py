@@ -12,7 +12,7 @@ from fastmixer.kernels.bfloat16 import PANEL_COLUMNS
 from fastmixer.kernels.levels import MULTIPLY_BFLOAT16
 from fastmixer.kernels.memory import aligned_zeros
 from fastmixer.kernels.select import implementation, kernels
-from fastmixer.ops.checks import Arrays
+from fastmixer.ops.checks import Arrays, require_apart
 
 
 class RoundedWeight(NamedTuple):
@@ -46,6 +46,8 @@ def round_weight(weight: np.ndarray, out: RoundedWeight | None = None) -> Rounde
     """The RoundedWeight of weight: float32 [rows, columns], in out's arrays if given. Raises TypeError or ValueError."""
     weight = Arrays("round_weight", "matmul").check("weight", weight, "rows columns")
     rounded = RoundedWeight.empty(*weight.shape) if out is None else check_rounded("round_weight", "out", out, weight)
+    for part, array in zip(RoundedWeight._fields, rounded, strict=True):
+        require_apart("round_weight", f"out.{part}", array, weight=weight)
     if weight.size:
         kernels("matmul").to_panels(weight, *rounded)
     return rounded

@@ -4,11 +4,14 @@ An error names the op, the argument, what was expected and what came. Knows noth
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fastmixer.kernels.select import implementation
+
+OVERLAP_WORK = 1000  # what may be spent on whether strided arrays meet; views of q, k, v inside one array take 1
 
 
 class Arrays:
@@ -42,9 +45,8 @@ class Arrays:
         elif value.dtype != self.dtype:
             raise TypeError(self._message(name, value, names, dtype=self.dtype))
         self._bind(name, value, names)
-        if contiguous:
-            return np.ascontiguousarray(value)
-        return value if value.size == 0 or value.strides[-1] == value.itemsize else np.ascontiguousarray(value)
+        laid_out = value.flags.c_contiguous if contiguous else _is_strided(value)
+        return value if laid_out and value.flags.aligned else np.array(value, order="C")
 
     def check_optional(self, name: str, value: Any, axes: str) -> np.ndarray | None:
         """As check; None stays None."""
@@ -62,10 +64,14 @@ class Arrays:
         self._bind(name, value, names)
         if not value.flags.writeable:
             raise ValueError(f"{self.op}: {name} is written in place and must be writable; got a read-only array")
-        laid_out = value.flags.c_contiguous if contiguous else value.size == 0 or value.strides[-1] == value.itemsize
-        if not laid_out:
+        if not (value.flags.c_contiguous if contiguous else _is_strided(value)):
             wanted = "C-contiguous" if contiguous else "contiguous along its last axis"
             raise ValueError(f"{self.op}: {name} is written in place and must be {wanted}; got strides {value.strides}")
+        if not value.flags.aligned:
+            raise ValueError(
+                f"{self.op}: {name} is written in place and must lie, and have strides, at multiples of its elements' size; "
+                f"got strides {value.strides}"
+            )
         return value
 
     def output(self, name: str, value: Any, axes: str) -> np.ndarray:
@@ -81,13 +87,14 @@ class Arrays:
         range and its position.
         """
         names = axes.split() if axes is not None else None
-        if isinstance(value, (list, tuple, int)):
-            value = np.asarray(value, dtype=np.int64 if np.size(value) == 0 else None)
+        value = from_list(self.op, name, value)
         self._require_array(name, value, names, kind="integer")
         if value.dtype.kind not in "iu":
             raise TypeError(self._message(name, value, names, dtype="integer"))
         if names is not None:
             self._bind(name, value, names, dtype="integer")
+        if value.dtype.kind == "u":  # of 64 bits the largest would become negative
+            check_id_range(self.op, name, value, limit)
         ids = np.ascontiguousarray(value, dtype=np.int64).reshape(value.shape)
         check_id_range(self.op, name, ids, limit, ignore)
         return ids
@@ -118,12 +125,19 @@ class Arrays:
         if names is not None:
             known = (f"{axis}={self.sizes[axis]}" if axis in self.sizes else axis for axis in names)
             axes = f" [{', '.join(known)}]"
-        return f"{self.op}: {name} must be {kind}{axes}; got {value.dtype.name} {value.shape}"
+        got = value.dtype.name if value.dtype.isnative else f"{value.dtype.name} of another byte order,"
+        return f"{self.op}: {name} must be {kind}{axes}; got {got} {value.shape}"
+
+
+def _is_strided(value: np.ndarray) -> bool:
+    """Whether kernels can walk it: its last axis is contiguous."""
+    return value.size == 0 or value.strides[-1] == value.itemsize
 
 
 def leading_axes(x: Any, last: str) -> str:
     """Axis names for an array [..., last] with as many axes as x: the leading ones are numbered."""
-    return " ".join([*(f"axis_{i}" for i in range(max(1, np.ndim(x)) - 1)), last])
+    leading = x.ndim - 1 if isinstance(x, np.ndarray) else 0  # what is no array is refused by its check
+    return " ".join([*(f"axis_{i}" for i in range(leading)), last])
 
 
 def as_rows(x: Any) -> Any:
@@ -133,8 +147,62 @@ def as_rows(x: Any) -> Any:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def from_list(op: str, name: str, value: Any) -> Any:
+    """value, or where it is a list, tuple or int, the array of it; ValueError if a list's lists differ in length."""
+    if not isinstance(value, (list, tuple, int)):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{op}: {name} must be lists of one length; got different lengths") from None
+    return array if array.size else array.astype(np.int64)  # NumPy calls an empty list float64
+
+
+def require_apart(op: str, name: str, value: np.ndarray | None, **others: np.ndarray | None) -> None:
+    """ValueError if an array that is written shares memory with another."""
+    _require_apart(op, name, value, others)
+
+
+def require_all_apart(op: str, written: Mapping[str, np.ndarray | None], read: Mapping[str, np.ndarray | None]) -> None:
+    """require_apart of each array that is written from all that are read and from the others that are written."""
+    others = dict(read)
+    for name, value in written.items():
+        _require_apart(op, name, value, others)
+        others[name] = value
+
+
+def _require_apart(op: str, name: str, value: np.ndarray | None, others: Mapping[str, np.ndarray | None]) -> None:
+    if value is None:
+        return
+    for other_name, other in others.items():
+        # that their bounds meet is asked first: a layer's backward has a hundred such pairs
+        if other is not None and np.may_share_memory(value, other) and _meet(value, other):
+            raise ValueError(f"{op}: {name} is written while {other_name} is read and must not share memory with it")
+
+
+def require_same_or_apart(op: str, name: str, value: np.ndarray, **others: np.ndarray | None) -> None:
+    """ValueError if an array that is written as others of its shape are read shares memory with one, unless each element
+    lies where its own does."""
+    for other_name, other in others.items():
+        if other is None or other is value or not _meet(value, other):
+            continue
+        if value.ctypes.data != other.ctypes.data or _steps(value) != _steps(other):
+            raise ValueError(
+                f"{op}: {name} is written while {other_name} is read and must be the same memory or share none with it"
+            )
+
+
+def _meet(value: np.ndarray, other: np.ndarray) -> bool:
+    return np.may_share_memory(value, other, OVERLAP_WORK)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
+
+
+def _steps(array: np.ndarray) -> list[int]:
+    """The strides that count: those of axes longer than 1."""
+    return [stride for stride, size in zip(array.strides, array.shape, strict=True) if size > 1]
+
+
 def check_id_range(op: str, name: str, ids: np.ndarray, limit: int, ignore: int | None = None) -> None:
-    """IndexError with value and position of the first of ids (int64, any shape) outside 0..limit-1 and not ignore."""
+    """IndexError with value and position of the first of ids (integers, any shape) outside 0..limit-1 and not ignore."""
     if ids.size == 0 or (ids.min() >= 0 and ids.max() < limit):
         return
     bad = (ids < 0) | (ids >= limit)
@@ -149,7 +217,11 @@ def check_id_range(op: str, name: str, ids: np.ndarray, limit: int, ignore: int 
 
 def check_choice(op: str, name: str, value: Any, choices: Any) -> Any:
     """value if it is among choices; ValueError naming all of them otherwise."""
-    if value not in choices:
+    try:
+        known = value in choices
+    except (TypeError, ValueError):  # a list cannot be looked up, an array is not equal to anything as a whole
+        known = False
+    if not known:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
 

@@ -30,7 +30,8 @@ def cost(op: str, function: str, arguments: tuple[Any, ...]) -> Cost:
 
 
 def _linear(label: str, products: int, precision: str = "float32", weight_bytes: float = FLOAT) -> Callable[..., Cost]:
-    """A rule for a linear layer's kernel whose first argument is [tokens, *] and whose product sizes are a and b."""
+    """A rule for a linear layer's kernel: `products` of [tokens, inputs] and [inputs, outputs], over a weight of so many
+    bytes an element."""
 
     def rule(tokens: int, inputs: int, outputs: int) -> Cost:
         work = 2.0 * tokens * inputs * outputs

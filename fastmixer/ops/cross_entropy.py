@@ -7,7 +7,7 @@ import numpy as np
 
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, check_integer, check_number
+from fastmixer.ops.checks import Arrays, check_integer, check_number, require_all_apart
 
 # Tokens whose logits exist at once. Fewer would read the weight more often than the cache forgives; up to 256 go together,
 # more of them in whole register tiles of 8 that keep the logits of GPT-2's vocabulary within 42 MB.
@@ -36,6 +36,7 @@ def head_loss(
     loss_scale * loss (the loss that is returned is not scaled). Never are there more than chunk * vocab logits; logits:
     float32 [rows, vocab] is memory for them, its rows then the chunk (a caller of many steps saves the system clearing it
     each time). With rounded (of weight) the products are those of x, weight and the logits' gradient rounded to bfloat16.
+    What is written shares no memory with anything else.
 
     Raises TypeError and ValueError for wrong arrays and numbers, IndexError for a target out of range, ValueError if
     no target counts.
@@ -58,6 +59,8 @@ def head_loss(
         logits = np.empty((min(chunk, len(x)), vocab), x.dtype)
     elif not len(arrays.check_output("logits", logits, "rows vocab")):
         raise ValueError(f"head_loss: logits must have at least one row; got {logits.shape}")
+    written, read = {"d_x": d_x, "d_weight": d_weight, "logits": logits}, {"x": x, "weight": weight, "targets": targets}
+    require_all_apart("head_loss", written, read)
     losses = np.empty(len(x), x.dtype)
     scale = float(loss_scale) / counted
     kernel = kernels("cross_entropy")

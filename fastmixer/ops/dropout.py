@@ -7,7 +7,7 @@ import numpy as np
 
 from fastmixer.kernels.philox import fold_seed
 from fastmixer.kernels.select import kernels
-from fastmixer.ops.checks import Arrays, check_integer, check_number
+from fastmixer.ops.checks import Arrays, check_integer, check_number, require_same_or_apart
 
 __all__ = ["check_dropout", "check_seed", "dropout", "fold_seed"]
 
@@ -17,17 +17,18 @@ def dropout(
 ) -> np.ndarray:
     """Zero each element of x with probability rate, scale the rest by 1 / (1 - rate), and add residual if given.
 
-    x, residual, out: float32 [...], all of one shape; out may be x or residual. 0 <= rate < 1; seed: int in
-    [0, 2^64). The same seed drops the same positions, so the gradient is dropout(d_out, rate, seed). Raises
+    x, residual, out: float32 [...], all of one shape; out may be x or residual, but no part of either. 0 <= rate < 1;
+    seed: int in [0, 2^64). The same seed drops the same positions, so the gradient is dropout(d_out, rate, seed). Raises
     TypeError or ValueError. Source: Srivastava et al. 2014; random numbers: Philox4x32-10, Salmon et al. 2011.
     """
     check_number("dropout", "rate", rate, at_least=0, below=1)
     seed = check_seed("dropout", seed)
-    axes = " ".join(f"axis_{i}" for i in range(np.ndim(x)))
+    axes = " ".join(f"axis_{i}" for i in range(x.ndim if isinstance(x, np.ndarray) else 1))
     arrays = Arrays("dropout")
     x = arrays.check("x", x, axes)
     residual = arrays.check_optional("residual", residual, axes)
     out = arrays.output("out", out, axes)
+    require_same_or_apart("dropout", "out", out, x=x, residual=residual)
     flat_residual = None if residual is None else residual.reshape(-1)
     kernels("dropout").dropout_forward(x.reshape(-1), float(rate), seed, flat_residual, out.reshape(-1))
     return out

@@ -11,9 +11,8 @@ import numpy as np
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, as_rows, check_choice, leading_axes
+from fastmixer.ops.checks import Arrays, as_rows, check_choice, leading_axes, require_all_apart
 from fastmixer.ops.dropout import check_dropout
-from fastmixer.ops.matmul import require_apart
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ def feedforward(
     x, residual, out: float32 [..., dim]; w_up, w_gate: float32 [dim, hidden]; b_up, b_gate: float32 [hidden];
     w_down: float32 [hidden, dim]; b_down: float32 [dim]; activation: "none", "gelu" (exact), "gelu_tanh", "silu",
     "relu". With return_saved also gives what feedforward_backward wants (in `saved`, if that is passed). With rounded (of
-    the weights) products are in bfloat16, as linear's. dropout, seed: as linear's. Raises TypeError or ValueError.
+    the weights) products are in bfloat16, as linear's. dropout, seed: as linear's. What is written shares no memory with
+    anything else. Raises TypeError or ValueError.
     Sources: Vaswani et al. 2017 (arXiv 1706.03762); gated: Shazeer 2020 (arXiv 2002.05202).
     """
     arrays = Arrays("feedforward")
@@ -117,7 +117,6 @@ def feedforward(
     code = ACTIVATIONS[check_choice("feedforward", "activation", activation, ACTIVATIONS)]
     drawn = check_dropout("feedforward", dropout, seed)
     out = arrays.output("out", out, axes)
-    require_apart("feedforward", "out", out, x=x, residual=residual, w_up=w_up, w_gate=w_gate, w_down=w_down)
 
     arrays.sizes["tokens"] = len(as_rows(x))
     keep = saved is not None or return_saved
@@ -125,13 +124,19 @@ def feedforward(
     hidden = arrays.output("saved.hidden", hidden, "tokens hidden")
     # without a gate up is only of use to backward; with one, gate_pre is
     up = arrays.output("saved.up", up, "tokens hidden") if keep or w_gate is not None else None
-    if w_gate is not None and keep:
-        gate_pre = arrays.output("saved.gate_pre", gate_pre, "tokens hidden")
+    gate_pre = arrays.output("saved.gate_pre", gate_pre, "tokens hidden") if keep and w_gate is not None else None
+    read = {
+        "x": x, "residual": residual, "w_up": w_up, "b_up": b_up, "w_gate": w_gate, "b_gate": b_gate, "w_down": w_down,
+        "b_down": b_down,
+    }  # fmt: skip
+    written = {"out": out, "saved.up": up, "saved.hidden": hidden, "saved.gate_pre": gate_pre}
+    require_all_apart("feedforward", written, read)
+    if rounded is not None:
+        _check_rounded("feedforward", rounded, w_up, w_down, w_gate)
     operands = (as_rows(x), w_gate, b_gate, w_up, b_up, w_down, b_down, as_rows(residual), code, gate_pre, up, hidden)
     if rounded is None:
         kernels("feedforward").feedforward_forward(*operands, as_rows(out), *drawn)
     else:
-        _check_rounded("feedforward", rounded, w_up, w_down, w_gate)
         _forward_bfloat16(rounded, *operands, as_rows(out), *drawn)
     if not return_saved:
         return out
@@ -164,7 +169,7 @@ def feedforward_backward(
 
     d_out, x, d_x: float32 [..., dim]; weights and biases, and the d_ of each: as in feedforward; saved: of the forward
     call; scratch: arrays as in saved whose content is lost (up and gate_pre receive their gradients; hidden is not
-    used), or None. Raises TypeError or ValueError.
+    used), or None. What is written shares no memory with anything else. Raises TypeError or ValueError.
     """
     arrays = Arrays("feedforward_backward", "feedforward")
     axes = leading_axes(x, "dim")
@@ -178,32 +183,41 @@ def feedforward_backward(
     up = arrays.check("saved.up", saved.up, "tokens hidden")
     hidden = arrays.check("saved.hidden", saved.hidden, "tokens hidden")
     gate_pre = None if w_gate is None else arrays.check("saved.gate_pre", saved.gate_pre, "tokens hidden")
-    if w_gate is None and (d_w_gate is not None or d_b_gate is not None):
-        raise ValueError("feedforward_backward: d_w_gate and d_b_gate need w_gate; got None")
     gradients = {
-        "d_w_gate": (d_w_gate, "dim hidden"), "d_b_gate": (d_b_gate, "hidden"), "d_w_up": (d_w_up, "dim hidden"),
-        "d_b_up": (d_b_up, "hidden"), "d_w_down": (d_w_down, "hidden dim"), "d_b_down": (d_b_down, "dim"),
+        "d_w_gate": d_w_gate, "d_b_gate": d_b_gate, "d_w_up": d_w_up, "d_b_up": d_b_up, "d_w_down": d_w_down,
+        "d_b_down": d_b_down,
     }  # fmt: skip
-    for name, (value, value_axes) in gradients.items():
-        if value is not None:
-            arrays.check_output(name, value, value_axes)
+    _check_gradients(arrays, gradients, gated=w_gate is not None)
     d_up, d_gate_pre = (None, None) if scratch is None else (scratch.up, scratch.gate_pre)
     d_up = arrays.output("scratch.up", d_up, "tokens hidden")
     d_gate_pre = None if w_gate is None else arrays.output("scratch.gate_pre", d_gate_pre, "tokens hidden")
     d_x = arrays.output("d_x", d_x, axes)
-    read = {"d_out": d_out, "x": x, "w_up": w_up, "w_gate": w_gate, "w_down": w_down}
-    require_apart("feedforward_backward", "d_x", d_x, **read)
-    for name, value in (("scratch.up", d_up), ("scratch.gate_pre", d_gate_pre)):
-        require_apart("feedforward_backward", name, value, up=up, gate_pre=gate_pre, hidden=hidden)
+    read = {
+        "d_out": d_out, "x": x, "w_up": w_up, "w_gate": w_gate, "w_down": w_down, "saved.up": up, "saved.hidden": hidden,
+        "saved.gate_pre": gate_pre,
+    }  # fmt: skip
+    written = {"d_x": d_x, "scratch.up": d_up, "scratch.gate_pre": d_gate_pre, **gradients}
+    require_all_apart("feedforward_backward", written, read)
+    if rounded is not None:
+        _check_rounded("feedforward_backward", rounded, w_up, w_down, w_gate)
 
-    operands = (gate_pre, up, hidden, d_gate_pre, d_up, as_rows(d_x), *(value for value, _ in gradients.values()))
+    operands = (gate_pre, up, hidden, d_gate_pre, d_up, as_rows(d_x), *gradients.values())
     if rounded is None:
         kernel = kernels("feedforward").feedforward_backward
         kernel(as_rows(d_out), as_rows(x), w_gate, w_up, w_down, code, *operands, not overwrite_d_weights)
     else:
-        _check_rounded("feedforward_backward", rounded, w_up, w_down, w_gate)
         _backward_bfloat16(rounded, not overwrite_d_weights, as_rows(d_out), as_rows(x), code, *operands)
     return d_x
+
+
+def _check_gradients(arrays: Arrays, gradients: dict[str, np.ndarray | None], *, gated: bool) -> None:
+    """Of the parameters, each None or an array to write into, in the order in which kernels take them."""
+    if not gated and (gradients["d_w_gate"] is not None or gradients["d_b_gate"] is not None):
+        raise ValueError(f"{arrays.op}: d_w_gate and d_b_gate need w_gate; got None")
+    axes = ("dim hidden", "hidden", "dim hidden", "hidden", "hidden dim", "dim")
+    for (name, value), value_axes in zip(gradients.items(), axes, strict=True):
+        if value is not None:
+            arrays.check_output(name, value, value_axes)
 
 
 # ---- in bfloat16: the linear layer's kernels one after another; each rounds what it multiplies ----
@@ -212,11 +226,16 @@ def feedforward_backward(
 def _check_rounded(
     op: str, rounded: FeedForwardRounded, w_up: np.ndarray, w_down: np.ndarray, w_gate: np.ndarray | None
 ) -> None:
+    if not isinstance(rounded, FeedForwardRounded):
+        raise TypeError(f"{op}: rounded must be FeedForwardRounded; got {type(rounded).__name__}")
     check_rounded(op, "rounded.up", rounded.up, w_up)
     check_rounded(op, "rounded.down", rounded.down, w_down)
-    if w_gate is not None:
-        if rounded.gate is None:
-            raise ValueError(f"{op}: rounded.gate must be given with w_gate; got None")
+    if w_gate is None:
+        if rounded.gate is not None:
+            raise ValueError(f"{op}: rounded.gate is of w_gate, which must be given; got None")
+    elif rounded.gate is None:
+        raise ValueError(f"{op}: rounded.gate must be given with w_gate; got None")
+    else:
         check_rounded(op, "rounded.gate", rounded.gate, w_gate)
 
 

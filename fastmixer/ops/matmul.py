@@ -4,13 +4,12 @@ Knows nothing of which layer it is. Weights are [in, out], or [out, in] with tra
 weights as PyTorch stores them).
 """
 
-
 import numpy as np
 
 from fastmixer.kernels.activations import ACTIVATIONS
 from fastmixer.kernels.select import kernels
 from fastmixer.ops.bfloat16 import RoundedWeight, check_rounded
-from fastmixer.ops.checks import Arrays, as_rows, check_choice, leading_axes
+from fastmixer.ops.checks import Arrays, as_rows, check_choice, leading_axes, require_all_apart, require_apart
 from fastmixer.ops.dropout import check_dropout
 
 
@@ -142,34 +141,36 @@ def linear_backward(
         d_multiplier = arrays.check_output("d_multiplier", d_multiplier, axes)
     d_x = arrays.output("d_x", d_x, axes)
     inputs = {"d_out": d_out, "weight": weight, "pre_activation": pre_activation, "multiplier": multiplier}
-    require_apart("linear_backward", "d_x", d_x, d_multiplier=d_multiplier, **inputs)
-    require_apart("linear_backward", "d_multiplier", d_multiplier, x=x, **inputs)
-    require_apart("linear_backward", "d_weight", d_weight, x=x, **inputs)
-
-    kernel, d_out_rows = kernels("matmul"), as_rows(d_out)
-    if d_bias is not None:
-        kernel.linear_backward_bias(d_out_rows, d_bias)
+    others = {"d_multiplier": d_multiplier, "d_weight": d_weight, "d_bias": d_bias}
+    require_apart("linear_backward", "d_x", d_x, **inputs, **others)
+    require_all_apart("linear_backward", others, {"x": x, **inputs})
     if rounded is not None:
         check_rounded("linear_backward", "rounded", rounded, weight)
-        kernel.linear_backward_bfloat16(
-            d_out_rows, as_rows(x), rounded.over_rows if transpose_weight else rounded.over_columns, as_rows(pre_activation),
-            as_rows(multiplier), as_rows(d_x), as_rows(d_multiplier), d_weight, bool(transpose_weight), code,
-            bool(accumulate), not overwrite_d_weight,
-        )  # fmt: skip
-        return d_x
-    if d_weight is not None:
-        kernel.linear_backward_weight(as_rows(x), d_out_rows, d_weight, bool(transpose_weight), not overwrite_d_weight)
-    kernel.linear_backward_input(
-        d_out_rows, weight, as_rows(pre_activation), as_rows(multiplier), as_rows(d_x), as_rows(d_multiplier),
-        bool(transpose_weight), code, bool(accumulate),
+    if d_bias is not None:
+        kernels("matmul").linear_backward_bias(as_rows(d_out), d_bias)
+    _run_backward(
+        as_rows(d_out), as_rows(x), weight, rounded, as_rows(pre_activation), as_rows(multiplier), as_rows(d_x),
+        as_rows(d_multiplier), d_weight, bool(transpose_weight), code, bool(accumulate), not overwrite_d_weight,
     )  # fmt: skip
     return d_x
 
 
-def require_apart(op: str, name: str, value: np.ndarray | None, **others: np.ndarray | None) -> None:
-    """ValueError if an array that is written shares memory with another: products are not formed in place."""
-    if value is None:
+def _run_backward(
+    d_out: np.ndarray, x: np.ndarray, weight: np.ndarray, rounded: RoundedWeight | None,
+    pre_activation: np.ndarray | None, multiplier: np.ndarray | None, d_x: np.ndarray, d_multiplier: np.ndarray | None,
+    d_weight: np.ndarray | None, transpose: bool, code: int, accumulate: bool, accumulate_weight: bool,
+) -> None:  # fmt: skip
+    """linear_backward's products, over checked arrays whose leading axes are one: [tokens, ...]."""
+    kernel = kernels("matmul")
+    if rounded is not None:
+        panels = rounded.over_rows if transpose else rounded.over_columns
+        kernel.linear_backward_bfloat16(
+            d_out, x, panels, pre_activation, multiplier, d_x, d_multiplier, d_weight, transpose, code, accumulate,
+            accumulate_weight,
+        )  # fmt: skip
         return
-    for other_name, other in others.items():
-        if other is not None and np.may_share_memory(value, other):
-            raise ValueError(f"{op}: {name} is written while {other_name} is read and must not share memory with it")
+    if d_weight is not None:
+        kernel.linear_backward_weight(x, d_out, d_weight, transpose, accumulate_weight)
+    kernel.linear_backward_input(
+        d_out, weight, pre_activation, multiplier, d_x, d_multiplier, transpose, code, accumulate
+    )

@@ -7,9 +7,10 @@ Knows nothing of arrays or ops.
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from itertools import count
+from numbers import Integral
 
 from fastmixer.kernels.threads.limits import MOST_THREADS, allowed_processors, default_threads
 
@@ -33,8 +34,9 @@ def get_threads() -> int:
 def set_threads(threads: int) -> None:
     """Use this many threads from now on (results do not depend on it). Raises ValueError unless it is in 1..1024."""
     global _threads
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1:
         raise ValueError(f"set_threads: threads must be an integer >= 1; got {threads!r}")
+    threads = int(threads)
     if threads > MOST_THREADS:
         raise ValueError(
             f"set_threads: threads must be at most {MOST_THREADS}; got {threads if threads < 10**18 else 'more than 10^18'}"
@@ -68,7 +70,8 @@ def parallel_for(function: Callable[[int], object], tasks: int) -> None:
     Tasks are handed out one by one. A nested call runs in its own thread. The first exception (KeyboardInterrupt
     included) stops the handing out and is raised once no task is running any more.
     """
-    workers = min(get_threads(), tasks) - 1
+    threads = get_threads()  # once: another Python thread may set it meanwhile
+    workers = min(threads, tasks) - 1
     if workers <= 0 or getattr(_local, "inside", False):
         for task in range(tasks):
             function(task)
@@ -89,10 +92,13 @@ def parallel_for(function: Callable[[int], object], tasks: int) -> None:
             if not finished:
                 stop.set()
 
-    executor = _get_executor(get_threads() - 1)
-    futures = [executor.submit(drain) for _ in range(workers)]
+    futures: list[Future[None]] = []
     try:
+        _submit(drain, workers, threads - 1, futures)
         drain()
+    except BaseException:
+        stop.set()
+        raise
     finally:
         # Those that have not begun find no task left; nobody returns while a task is still running.
         started = [future for future in futures if not future.cancel()]
@@ -101,15 +107,17 @@ def parallel_for(function: Callable[[int], object], tasks: int) -> None:
         future.result()
 
 
-def _get_executor(workers: int) -> ThreadPoolExecutor:
+def _submit(function: Callable[[], None], times: int, workers: int, futures: list[Future[None]]) -> None:
+    """Have an executor of so many workers call function so many times; futures receives one for each, even if it raises."""
     global _executor, _executor_workers
-    with _lock:
+    with _lock:  # until all are submitted: a caller with another number of threads shuts this executor down
         if _executor is None or _executor_workers != workers:
             if _executor is not None:
                 _executor.shutdown(wait=False)
             _executor = ThreadPoolExecutor(workers, thread_name_prefix="fastmixer")
             _executor_workers = workers
-        return _executor
+        for _ in range(times):
+            futures.append(_executor.submit(function))
 
 
 def _forget_executor_in_child() -> None:

@@ -49,6 +49,46 @@ def test_parallel_for_raises_the_first_error_and_stops():
     assert len(seen) < 10_000
 
 
+def test_parallel_for_while_others_set_threads():
+    """Callers with other numbers of threads shut one another's executors down; no call may meet a closed one."""
+    failures, calls, stop = [], [], time.monotonic() + 1
+
+    def call():
+        while time.monotonic() < stop:
+            seen = []
+            try:
+                threads.parallel_for(seen.append, 20)
+            except Exception as error:  # noqa: BLE001  (whatever it is, the test tells it)
+                failures.append(error)
+            else:
+                calls.append(sorted(seen) == list(range(20)))
+
+    def set_again_and_again():
+        while time.monotonic() < stop:
+            for number in (1, 2, 3, 4):
+                threads.set_threads(number)
+
+    others = [threading.Thread(target=function) for function in (call, call, call, call, set_again_and_again)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(timeout=60)
+    assert not failures and calls and all(calls)
+
+
+def test_parallel_for_asks_for_the_number_of_threads_once(monkeypatch):
+    """It may be 1 the second time, and an executor has at least one worker."""
+    answers, seen = iter([3, 1, 1]), []
+    monkeypatch.setattr(threads, "get_threads", lambda: next(answers))
+    threads.parallel_for(seen.append, 10)
+    assert sorted(seen) == list(range(10))
+
+
+def test_set_threads_takes_any_integer():
+    threads.set_threads(np.int64(2))
+    assert threads.get_threads() == 2 and type(threads.get_threads()) is int
+
+
 def test_parallel_for_nests():
     threads.set_threads(4)
     seen = []
@@ -155,7 +195,7 @@ def test_ctrl_c_is_noticed_inside_a_native_region():
     assert child.wait(timeout=30) == 0
 
 
-@pytest.mark.parametrize("bad", [0, -1, 1.5, "2", None, True])
+@pytest.mark.parametrize("bad", [0, -1, 1.5, "2", None, True, np.int64(0), np.float64(2), np.True_])
 def test_set_threads_refuses(bad):
     with pytest.raises(ValueError, match=r"set_threads: threads must be an integer >= 1; got"):
         threads.set_threads(bad)
@@ -221,6 +261,16 @@ def test_cgroup_quota_v1(tmp_path):
     (root / "cpu" / "x" / "cpu.cfs_quota_us").write_text("200000\n")
     (root / "cpu" / "x" / "cpu.cfs_period_us").write_text("100000\n")
     assert limits.cgroup_quota(proc, root) == 2.0
+
+
+@pytest.mark.parametrize("text", ["", "max 100000", "garbage", "100000", "-1 100000", "100000 0", "0 100000"])
+def test_a_quota_that_is_none(tmp_path, text):
+    (tmp_path / "cgroup").write_text("0::/\n3:cpu:/\n")
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    (tmp_path / "cpu").mkdir()
+    for name, number in zip(("cpu.cfs_quota_us", "cpu.cfs_period_us"), [*text.split(), "x", "x"], strict=False):
+        (tmp_path / "cpu" / name).write_text(number + "\n")
+    assert limits.cgroup_quota(tmp_path / "cgroup", tmp_path) is None
 
 
 def test_no_cgroup_sets_no_limit(tmp_path):

@@ -96,6 +96,7 @@ def test_errors_of_sizes(arrays):
         ("scale", "big", TypeError, "must be a number; got str"),
         ("key_counts", [3], TypeError, "must be integer [batch=2]; got int64 (1,)"),
         ("key_counts", [1.0, 2.0], TypeError, "must be integer [batch=2]; got float64 (2,)"),
+        ("key_counts", [[3], [1, 2]], ValueError, "must be lists of one length; got different lengths"),
         ("key_counts", [3, 10], ValueError, "must be 0..9; got [3, 10]"),
         ("key_counts", [-1, 9], ValueError, "must be 0..9; got [-1, 9]"),
     ],
@@ -159,6 +160,10 @@ def test_errors_of_packed_sequences(rng, arrays):
     raises(
         ValueError, "attention: key_counts is for batches, key_starts for packed sequences; got both",
         attention, q, k, v, query_starts=[0, 7], key_counts=[7],
+    )  # fmt: skip
+    raises(
+        ValueError, "attention: query_starts must be lists of one length; got different lengths",
+        attention, q, k, v, query_starts=[[0, 7], [0]],
     )  # fmt: skip
     for starts, found in (([0.0, 7.0], "float64 (2,)"), ([[0, 7]], "int64 (1, 2)"), (np.zeros(0, int), "int64 (0,)")):
         message = f"attention: query_starts must be integer [sequences + 1]; got {found}"

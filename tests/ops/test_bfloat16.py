@@ -9,7 +9,7 @@ from fastmixer.kernels.bfloat16 import from_panels, round_bfloat16
 from fastmixer.ops.bfloat16 import RoundedWeight, round_weight, rounded_bytes
 from fastmixer.ops.cross_entropy import head_loss
 from fastmixer.ops.dropout import dropout
-from fastmixer.ops.feedforward import FeedForwardRounded, feedforward, feedforward_backward
+from fastmixer.ops.feedforward import FeedForwardRounded, FeedForwardSaved, feedforward, feedforward_backward
 from fastmixer.ops.matmul import linear, linear_backward
 from fastmixer.ops.optimizer import adamw_step
 
@@ -108,6 +108,7 @@ def test_adamw_step_of_a_matrix(rng):
 
 
 X, WEIGHT = np.zeros((3, 4), np.float32), np.zeros((4, 6), np.float32)
+SAVED = FeedForwardSaved(np.zeros((3, 6), np.float32), np.zeros((3, 6), np.float32))
 ROUNDED, OTHER = round_weight(WEIGHT), round_weight(np.zeros((6, 4), np.float32))
 
 
@@ -121,6 +122,10 @@ ROUNDED, OTHER = round_weight(WEIGHT), round_weight(np.zeros((6, 4), np.float32)
         (lambda: head_loss(X, WEIGHT.T.copy(), np.zeros(3, int), rounded=ROUNDED), ValueError, "head_loss: rounded.over_rows must be C-contiguous uint32 (1, 3, 48); got uint32 (1, 2, 48)"),
         (lambda: head_loss(X, WEIGHT.T.copy(), np.zeros(3, int), logits=np.zeros((0, 6), np.float32)), ValueError, "head_loss: logits must have at least one row; got (0, 6)"),
         (lambda: feedforward(X, WEIGHT, None, WEIGHT.T.copy(), None, w_gate=WEIGHT, rounded=FeedForwardRounded(ROUNDED, OTHER)), ValueError, "feedforward: rounded.gate must be given with w_gate; got None"),
+        (lambda: feedforward(X, WEIGHT, None, WEIGHT.T.copy(), None, w_gate=WEIGHT, rounded=FeedForwardRounded(ROUNDED, OTHER, OTHER)), ValueError, "feedforward: rounded.gate.over_rows must be C-contiguous uint32 (1, 2, 48); got uint32 (1, 3, 48)"),
+        (lambda: feedforward(X, WEIGHT, None, WEIGHT.T.copy(), None, rounded=FeedForwardRounded(ROUNDED, OTHER, ROUNDED)), ValueError, "feedforward: rounded.gate is of w_gate, which must be given; got None"),
+        (lambda: feedforward_backward(X, X, WEIGHT, WEIGHT.T.copy(), SAVED, rounded=FeedForwardRounded(ROUNDED, OTHER, ROUNDED)), ValueError, "feedforward_backward: rounded.gate is of w_gate, which must be given; got None"),
+        (lambda: feedforward(X, WEIGHT, None, WEIGHT.T.copy(), None, rounded=ROUNDED), TypeError, "feedforward: rounded must be FeedForwardRounded; got RoundedWeight"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, text):

@@ -79,6 +79,8 @@ def test_bad_arrays(x):
         dropout(x.astype(np.float16), 0.1, 0)
     with pytest.raises(TypeError, match=r"dropout: x must be a NumPy array"):
         dropout([1.0, 2.0], 0.1, 0)
+    with pytest.raises(TypeError, match=r"dropout: x must be a NumPy array, float32 .*; got list"):
+        dropout([[1.0], [1.0, 2.0]], 0.1, 0)
     with pytest.raises(ValueError, match=r"dropout: out must be float32 .*; got float32 \(3, 5\)"):
         dropout(x, 0.1, 0, out=np.empty((3, 5), np.float32))
     with pytest.raises(ValueError, match=r"dropout: residual must be float32"):

@@ -117,6 +117,11 @@ def test_float64_on_the_reference(layer):
             {"activation": 3}, ValueError,
             "activation must be one of 'none', 'gelu', 'gelu_tanh', 'silu', 'relu'; got 3",
         ),
+        (
+            {"activation": []}, ValueError,
+            "activation must be one of 'none', 'gelu', 'gelu_tanh', 'silu', 'relu'; got []",
+        ),
+        ({"x": [[1.0], [1.0, 2.0]]}, TypeError, "x must be a NumPy array, float32 [dim]; got list"),
     ],
 )  # fmt: skip
 def test_errors(layer, change, error, text):
@@ -124,6 +129,14 @@ def test_errors(layer, change, error, text):
     with pytest.raises(error) as caught:
         feedforward(**arguments)
     assert str(caught.value) == "feedforward: " + text
+
+
+def test_a_plain_layer_leaves_gate_pre_alone(layer):
+    x, *weights = layer[:5]
+    up, hidden = np.empty((2, 6, HIDDEN), np.float32)
+    expected = feedforward(x, *weights)
+    found, saved = feedforward(x, *weights, saved=FeedForwardSaved(up, hidden, np.empty(3)), return_saved=True)
+    assert np.array_equal(found, expected) and saved.gate_pre is None
 
 
 def test_out_is_not_x(layer):

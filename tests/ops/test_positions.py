@@ -52,9 +52,39 @@ def test_without_positions_a_permuted_input_gives_permuted_outputs(rng, position
     assert (difference < 1e-5) == same
 
 
+def test_positions_may_be_a_list(rng):
+    x, tables = rng.standard_normal((2, 1, 3, 4), dtype=np.float32), fm.rotary_tables(9, 4)
+    expected = fm.rotate(x, *tables, np.array([4, 0, 8]))
+    np.testing.assert_array_equal(fm.rotate(x, *tables, [4, 0, 8]), expected)
+    np.testing.assert_array_equal(fm.rotate(x, *tables, [[4, 0, 8], (4, 0, 8)]), expected)
+
+
+def test_factors_may_be_an_array_and_divide_the_frequencies():
+    cos, sin = fm.rotary_tables(5, 4, factors=np.array([1.0, 4.0], np.float32), magnitude=2)
+    np.testing.assert_allclose(cos[:, 1], 2 * np.cos(np.arange(5) / 400), rtol=1e-6)
+    np.testing.assert_allclose(sin[:, 0], 2 * np.sin(np.arange(5)), rtol=1e-6)
+
+
+X = np.zeros((1, 1, 3, 4), np.float32)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
+        (lambda: fm.sinusoidal_table(2.5, 4), TypeError, "sinusoidal_table: context must be an integer; got float"),
+        (lambda: fm.sinusoidal_table(2, 4.0), TypeError, "sinusoidal_table: dim must be an integer; got float"),
+        (lambda: fm.rotary_tables(4.5, 8), TypeError, "rotary_tables: context must be an integer; got float"),
+        (lambda: fm.rotary_tables(4, 8.0), TypeError, "rotary_tables: head_dim must be an integer; got float"),
+        (lambda: fm.rotary_tables(4, 4, magnitude="x"), TypeError, "rotary_tables: magnitude must be a number; got str"),
+        (lambda: fm.rotary_tables(4, 4, factors=[0, 1]), ValueError, "rotary_tables: factors[0] must be > 0; got 0"),
+        (lambda: fm.rotary_tables(4, 4, factors=[1, np.nan]), ValueError, "rotary_tables: factors[1] must be > 0; got nan"),
+        (lambda: fm.rotary_tables(4, 4, factors=["1", 1]), TypeError, "rotary_tables: factors[0] must be a number; got str"),
+        (lambda: fm.rotary_tables(4, 4, factors=[1]), ValueError, "rotary_tables: factors must be head_dim / 2 = 2 numbers; got 1"),
+        (lambda: fm.rotary_tables(4, 4, factors=2.0), TypeError, "rotary_tables: factors must be a sequence of numbers; got float"),
+        (lambda: fm.rotate(X, *fm.rotary_tables(9, 4), [0, 1]), ValueError, "rotate: positions must be integer [batch=1, time=3]; got int64 (1, 2)"),
+        (lambda: fm.rotate(X, *fm.rotary_tables(9, 4), [[0, 1], [2]]), ValueError, "rotate: positions must be lists of one length; got different lengths"),
+        (lambda: fm.rotate(X, *fm.rotary_tables(9, 4), [0.0, 1.0, 2.0]), TypeError, "rotate: positions must be integer [batch=1, time=3]; got float64 (1, 3)"),
+        (lambda: fm.rotate(X, *fm.rotary_tables(9, 4), "012"), TypeError, "rotate: positions must be a NumPy array, integer [batch, time]; got str"),
         (lambda: fm.sinusoidal_table(4, 7), ValueError, "sinusoidal_table: dim must be even; got 7"),
         (lambda: fm.rotary_tables(4, 5), ValueError, "rotary_tables: head_dim must be even; got 5"),
         (lambda: fm.rotary_tables(4, 4, base=0), ValueError, "rotary_tables: base must be > 0; got 0"),

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from fastmixer.ops import search as module
 from fastmixer.ops.embedding import nearest
-from fastmixer.ops.search import search
+from fastmixer.ops.search import cosine_search, search
 
 
 def test_best_first(rng):
@@ -49,6 +50,57 @@ def test_no_queries():
     assert ids.shape == scores.shape == (0, 2)
 
 
+def unit(x):
+    x = np.asarray(x, np.float64)
+    return (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)).astype(np.float32)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 1 << 24])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cosines_whatever_the_lengths(rng, monkeypatch, dtype, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "ROW_BLOCK", 32)
+    vectors = (unit(rng.standard_normal((200, 12))) * rng.choice([1, 1, 0.01, 1000], (200, 1))).astype(dtype)
+    vectors[5], vectors[9] = 0, vectors[8]
+    queries = rng.standard_normal((3, 12), np.float32)
+    products = unit(queries) @ unit(vectors).T
+    ids, scores = cosine_search(vectors, queries, 200)
+    expected = np.argsort(-products, axis=1, kind="stable")
+    atol = 1e-6 if dtype == "float32" else module.OFF_UNIT_HALF  # rows that are of length 1 but for their rounding stay
+    np.testing.assert_allclose(scores, np.take_along_axis(products, expected, 1), atol=atol)
+    np.testing.assert_allclose(np.take_along_axis(products, ids, 1), scores, atol=atol)
+    assert all(sorted(row) == list(range(200)) for row in ids.tolist()) and scores.max() <= 1 + atol
+    place = ids.argsort(axis=1)
+    assert (place[:, 9] == place[:, 8] + 1).all()  # among equals the lower id wins
+    for one, whole in zip(cosine_search(vectors, queries, 7), (ids[:, :7], scores[:, :7]), strict=True):
+        np.testing.assert_array_equal(one, whole)
+
+
+def test_lengths_beyond_what_float32_can_square():
+    vectors = np.array([[1e-30, 0], [1e30, 1e30], [0, -3e38]], np.float32)
+    ids, scores = cosine_search(vectors, np.array([[1e25, 0]], np.float32), 3)
+    assert ids.tolist() == [[0, 1, 2]]
+    np.testing.assert_allclose(scores, [[1, 0.5**0.5, 0]], rtol=1e-6)
+
+
+def test_unit_vectors_are_searched_as_they_lie(rng, monkeypatch):
+    for dtype in (np.float32, np.float16):
+        vectors, queries = unit(rng.standard_normal((300, 384))).astype(dtype), unit(rng.standard_normal((2, 384)))
+        vectors[17] = 0
+        assert module._unit(vectors) is vectors and module._unit(queries) is queries
+        for one, other in zip(cosine_search(vectors, queries, 9), search(vectors, queries, 9), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_cosines_of_what_is_not_finite(rng, value):
+    vectors = unit(rng.standard_normal((50, 4)))
+    with pytest.raises(ValueError, match=rf"^search: vectors must be finite; vectors\[49, 2\] = {value}$"):
+        cosine_search(changed(vectors, (49, 2), value), vectors[:2], 1)
+    with pytest.raises(ValueError, match=rf"^search: queries must be finite; queries\[1, 0\] = {value}$"):
+        cosine_search(vectors, changed(vectors[:2], (1, 0), value), 1)
+
+
 VECTORS, QUERIES = np.ones((5, 3), np.float32), np.ones((2, 3), np.float32)
 
 
@@ -61,11 +113,11 @@ def changed(array, index, value):
 @pytest.mark.parametrize(
     ("error", "text", "arguments"),
     [
-        (TypeError, "search: vectors must be a NumPy array, float32 [rows, dim]; got list", ([[1.0]], QUERIES, 1)),
-        (TypeError, "search: vectors must be float32 [rows, dim]; got int64 (5, 3)", (VECTORS.astype(int), QUERIES, 1)),
-        (TypeError, "search: vectors must be float32 [rows, dim]; got float64 (5, 3)", (VECTORS.astype(float), QUERIES, 1)),
-        (ValueError, "search: vectors must be float32 [rows, dim]; got float32 (3,)", (VECTORS[0], QUERIES, 1)),
-        (TypeError, "search: vectors must be float32 [rows, dim]; got float16 (3,)", (VECTORS[0].astype("float16"), QUERIES, 1)),
+        (TypeError, "search: vectors must be a NumPy array, float32 or float16 [rows, dim]; got list", ([[1.0]], QUERIES, 1)),
+        (TypeError, "search: vectors must be float32 or float16 [rows, dim]; got int64 (5, 3)", (VECTORS.astype(int), QUERIES, 1)),
+        (TypeError, "search: vectors must be float32 or float16 [rows, dim]; got float64 (5, 3)", (VECTORS.astype(float), QUERIES, 1)),
+        (ValueError, "search: vectors must be float32 or float16 [rows, dim]; got float32 (3,)", (VECTORS[0], QUERIES, 1)),
+        (TypeError, "search: vectors must be float32 or float16 [rows, dim]; got float16 (3,)", (VECTORS[0].astype("float16"), QUERIES, 1)),
         (ValueError, "search: queries must be float32 [queries, dim=3]; got float32 (2, 2)", (VECTORS, QUERIES[:, :2], 1)),
         (ValueError, "search: queries must be float32 [queries, dim=3]; got float32 (2, 2)", (VECTORS.astype("float16"), QUERIES[:, :2], 1)),
         (TypeError, "search: queries must be float32 [queries, dim=3]; got float16 (2, 3)", (VECTORS, QUERIES.astype("float16"), 1)),
