@@ -119,7 +119,7 @@ class Rotary:
 
 
 class Layer:
-    """One layer of a model: its parameters, forward, backward, and forward with a cache."""
+    """One layer of a model: its parameters, forward, the same once more for a checkpointed backward, and backward."""
 
     def __init__(self, config: ModelConfig, parameters: Parameters, index: int, rotary: Rotary):
         prefix = f"layers.{index}"

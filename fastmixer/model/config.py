@@ -63,14 +63,12 @@ class ModelConfig:
     rotary_magnitude: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_sizes("vocab", "context", "dim", "layers", "heads")
         if self.kv_heads == 0:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.hidden == 0:
             object.__setattr__(self, "hidden", 4 * self.dim)
-        for name in ("vocab", "context", "dim", "layers", "heads", "kv_heads", "hidden"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"ModelConfig: {name} must be an integer >= 1; got {value!r}")
+        self._check_sizes("kv_heads", "hidden")
         for name, choices in (("norm", NORMS), ("positions", POSITIONS), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -105,6 +103,12 @@ class ModelConfig:
             raise ValueError(f"ModelConfig: rotary_base must be a finite number > 0; got {self.rotary_base!r}")
         self._check_attention()
         self._check_rotation()
+
+    def _check_sizes(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"ModelConfig: {name} must be an integer >= 1; got {value!r}")
 
     def _check_attention(self) -> None:
         if self.qkv_bias is not None and not isinstance(self.qkv_bias, bool):
@@ -183,12 +187,12 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """How many numbers are learned."""
-        return sum(_product(shape) for _, shape in parameter_shapes(self))
+        return sum(math.prod(shape) for _, shape in parameter_shapes(self))
 
     def training_flops(self, batch: int, time: int) -> float:
         """Floating-point operations of one step's matrix products and causal attention, forward and backward."""
         multiplied = sum(
-            _product(shape)
+            math.prod(shape)
             for name, shape in parameter_shapes(self)
             if len(shape) == 2
             and not (name == "positions.weight" or (name == "embedding.weight" and not self.tied_head))
@@ -282,10 +286,3 @@ def parameter_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

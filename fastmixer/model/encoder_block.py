@@ -269,7 +269,8 @@ class PreNormLayer(EncoderLayer):
         return self.attention_norm.backward(d_branch, x, saved.attention_norm_saved, d, d)
 
 
-LAYERS = {"post": PostNormLayer, "pre": PreNormLayer}  # by EncoderConfig.placement
+# by EncoderConfig.placement
+LAYERS: dict[str, type[PostNormLayer] | type[PreNormLayer]] = {"post": PostNormLayer, "pre": PreNormLayer}
 
 
 def _backward(linear: Linear, d_out: np.ndarray, x: np.ndarray, d_x: np.ndarray, **how: Any) -> np.ndarray:

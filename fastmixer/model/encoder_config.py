@@ -24,8 +24,8 @@ class HeadConfig:
     has_norm: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("activation", self.activation, HEAD_ACTIVATIONS)
-        _check_choice("pooling", self.pooling, HEAD_POOLINGS)
+        _check_choice("HeadConfig", "activation", self.activation, HEAD_ACTIVATIONS)
+        _check_choice("HeadConfig", "pooling", self.pooling, HEAD_POOLINGS)
         if self.classes < 1:
             raise ValueError(f"HeadConfig: classes must be >= 1; got {self.classes}")
 
@@ -35,11 +35,12 @@ class EncoderConfig:
     """vocab, context (the longest sequence), dim, layers, heads (each dim / heads wide), hidden.
 
     placement: norms after a block's residual ("post") or before the block ("pre", with a final norm; the first layer's
-    attention then has none). learned_positions: a table [context, dim]; token_types: rows of theirs (0: none);
-    relative_buckets: of relative positions, half for keys before the query and half behind (0: none). rotary_base: q and k
-    are rotated (None: not), local_rotary_base: of local layers. window: tokens at most so far away are seen by local
-    layers (None: there are none). bias: of the linear maps; norm_bias: of norms (all are layernorms). head: of a
-    cross-encoder or classifier.
+    attention then has none). activation: of the feedforward; gated: act(gate) * up instead of act(up). attention_bias: of
+    q, k, v and output; feedforward_bias: of gate, up and down; norm_bias, norm_epsilon: of norms (all are layernorms).
+    learned_positions: a table [context, dim]; token_types: rows of theirs (0: none); relative_buckets: of relative
+    positions, half for keys before the query and half behind (0: none). local_layers: for each layer, whether it sees
+    tokens at most window away (none: all see all). rotary_base: q and k are rotated (None: not), local_rotary_base: those
+    of local layers (None: not). head: of a cross-encoder or classifier.
     """
 
     vocab: int
@@ -70,8 +71,8 @@ class EncoderConfig:
                 raise ValueError(f"EncoderConfig: {name} must be >= 1; got {getattr(self, name)}")
         if self.dim % self.heads:
             raise ValueError(f"EncoderConfig: dim must be a multiple of heads {self.heads}; got {self.dim}")
-        _check_choice("placement", self.placement, PLACEMENTS)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("EncoderConfig", "placement", self.placement, PLACEMENTS)
+        _check_choice("EncoderConfig", "activation", self.activation, ACTIVATIONS)
         if self.rotary_base is not None and self.head_dim % 2:
             raise ValueError(f"EncoderConfig: dim / heads must be even for rotation; got {self.head_dim}")
         if self.relative_buckets % 4:
@@ -135,6 +136,6 @@ def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(owner: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"EncoderConfig: {name} must be one of {', '.join(choices)}; got {value!r}")
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(choices)}; got {value!r}")

@@ -4,7 +4,6 @@ Over fastmixer.ops, as Transformer is; each sequence sees itself only and none i
 bottom up. Knows nothing of pooling, losses, tokenizers or optimizers.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from fastmixer.model.block import Rotary
 from fastmixer.model.encoder_block import LAYERS, EncoderActivations, EncoderGradients, EncoderLayer, Packing, norm_of
 from fastmixer.model.encoder_config import EncoderConfig, encoder_shapes
 from fastmixer.model.parameters import Parameters
+from fastmixer.model.precision import PRECISIONS as PRECISIONS
+from fastmixer.model.precision import usable_precision
 from fastmixer.model.relative import relative_table, relative_table_backward
-from fastmixer.ops.bfloat16 import is_fast
-from fastmixer.ops.checks import check_choice, check_number
+from fastmixer.ops.checks import check_number
 from fastmixer.ops.dropout import check_seed, dropout, fold_seed
 from fastmixer.ops.embedding import embedding, embedding_backward
 from fastmixer.ops.norm import layernorm
@@ -27,7 +27,6 @@ from fastmixer.ops.positions import add_positions, rotary_tables
 if TYPE_CHECKING:
     from fastmixer.weights.stored import StoredTensor
 
-PRECISIONS = ("float32", "bfloat16")
 QKV = ("attention.q", "attention.k", "attention.v")
 EMBEDDINGS = ("embedding.", "positions.", "token_types.", "embedding_norm.")  # what freeze_embeddings keeps as it is
 EMBEDDING_DROPOUT = 0  # the number of the embeddings' dropout among a step's seeds; layers count from 1
@@ -71,7 +70,7 @@ class TrainableEncoder:
         further: Mapping[str, np.ndarray] | None = None,
     ):
         self.config, self.dtype, self.freeze_embeddings = config, np.dtype(dtype), freeze_embeddings
-        self.precision = _usable_precision(precision, force_precision)
+        self.precision = usable_precision("TrainableEncoder", precision, force_precision)
         shapes = _trained_shapes(config)
         frozen = {name for name in shapes if freeze_embeddings and name.startswith(EMBEDDINGS)}
         trained = [(name, shape) for name, shape in shapes.items() if name not in frozen]
@@ -86,14 +85,27 @@ class TrainableEncoder:
             self.parameters.keep_rounded(
                 [name for name in self.parameters if name.startswith("layers.") and self.parameters.decayed(name)]
             )
+        self._connect()
+
+    def _connect(self) -> None:
+        """The parts, which look into parameters; no room for a step yet."""
         self._layers = self._make_layers()
-        self._embedding_norm = None if frozen else norm_of(config, self.parameters, "embedding_norm")
-        self._final_norm = norm_of(config, self.parameters, "final_norm") if config.placement == "pre" else None
+        self._embedding_norm = None if self._frozen else norm_of(self.config, self.parameters, "embedding_norm")
+        self._final_norm = norm_of(self.config, self.parameters, "final_norm") if self.config.placement == "pre" else None
         self._space: list[EncoderActivations] = []
         self._gradients: EncoderGradients | None = None
         self._arena = Arena()
-        self._embedded = np.empty((3, 0, config.dim), self.dtype)
+        self._embedded = np.empty((3, 0, self.config.dim), self.dtype)
         self._step: _Step | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which connect their parts with their own parameters."""
+        kept = ("config", "dtype", "freeze_embeddings", "precision", "parameters", "_frozen")
+        return {name: vars(self)[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
 
     def forward(
         self,
@@ -302,16 +314,3 @@ def _trained_name(name: str) -> str:
 def _is_linear(name: str) -> bool:
     """Whether this is a linear map's matrix."""
     return name.startswith("layers.") and name.endswith(".weight") and not _part(name).endswith("norm")
-
-
-def _usable_precision(precision: str, force: bool) -> str:
-    """precision, or float32 with a warning where it would only be slower."""
-    check_choice("TrainableEncoder", "precision", precision, PRECISIONS)
-    if precision == "float32" or force or is_fast():
-        return precision
-    warnings.warn(
-        "precision 'bfloat16' has no instructions here (see fm.show_config()); going on in float32",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    return "float32"

@@ -4,7 +4,6 @@ Forward and backward are written by hand over fastmixer.ops. Knows nothing of op
 wording; what writes text is fastmixer.generate, folders are fastmixer.weights.
 """
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ import numpy as np
 from fastmixer.model.block import Layer, Norm, Rotary
 from fastmixer.model.config import ModelConfig, parameter_shapes
 from fastmixer.model.parameters import Parameters
+from fastmixer.model.precision import usable_precision
 from fastmixer.model.workspace import LayerActivations, Workspace, split_heads
-from fastmixer.ops.attention import attention_weights
-from fastmixer.ops.bfloat16 import is_fast
-from fastmixer.ops.checks import Arrays, check_choice, check_integer, check_number
+from fastmixer.ops.attention import MAX_HEAD_DIM, attention_weights
+from fastmixer.ops.checks import Arrays, check_integer, check_number
 from fastmixer.ops.cross_entropy import head_loss
 from fastmixer.ops.dropout import check_seed, dropout, fold_seed
 from fastmixer.ops.embedding import embedding, embedding_backward, nearest
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 INITIAL_DEVIATION = 0.02  # GPT-2's; projections into the residual stream are scaled by 1 / sqrt(2 layers)
 IGNORE_INDEX = -100
-HEAD_ROWS = 4  # sequences that the head reads at once when decoding: kernels add up so few rows in one order, whatever
-# their number, so that a sequence's logits are the same bits in any batch
-PRECISIONS = ("float32", "bfloat16")
 EMBEDDING_DROPOUT = 0  # the number of the embedding's dropout among a step's seeds; layers count from 1
 
 
@@ -65,6 +61,10 @@ class Transformer:
         sparse_embedding: bool = False,
         checkpoint_activations: bool = False,
     ):
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"Transformer: config must be a ModelConfig; got {type(config).__name__}")
+        if config.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"Transformer: head_dim must be at most {MAX_HEAD_DIM}; got {config.head_dim}")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab:
             raise ValueError(
                 f"Transformer: the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab is {config.vocab}"
@@ -78,7 +78,8 @@ class Transformer:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"Transformer: dtype must be 'float32' or 'float64'; got {dtype!r}")
         self.dtype = np.dtype(dtype)
-        self.precision = _usable_precision(precision, force_precision)
+        self.precision = usable_precision("Transformer", precision, force_precision)
+        self._force_precision = force_precision
         self.checkpoint_activations = checkpoint_activations
         self._head_name = "embedding.weight" if config.tied_head else "head.weight"
         self.parameters = Parameters(parameter_shapes(config), self.dtype)
@@ -92,8 +93,11 @@ class Transformer:
         self.parameters.keep_rewritten([*linears, self._head_name])
         if self.precision == "bfloat16":
             self.parameters.keep_rounded([*linears, self._head_name])
+        self._connect()
 
-        rotary = Rotary(None, None)
+    def _connect(self) -> None:
+        """The parts, which look into parameters."""
+        config, rotary = self.config, Rotary(None, None)
         if config.positions == "rotary":
             rotary = Rotary(
                 *(t.astype(self.dtype) for t in rotary_tables(config.context, config.head_dim, config.rotary_base))
@@ -105,6 +109,15 @@ class Transformer:
         self._final_norm = Norm.of(config, self.parameters, "final_norm")
         self._d_head = self.parameters.gradient(self._head_name)
         self._workspace: Workspace | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which connect their parts with their own parameters."""
+        parts = ("_position_table", "_layers", "_final_norm", "_d_head", "_workspace")
+        return {name: value for name, value in vars(self).items() if name not in parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
 
     # ---- training ----
 
@@ -295,6 +308,7 @@ class Transformer:
         """How this model trains, as keywords of Transformer: what a folder of weights does not tell."""
         return {
             "precision": self.precision,
+            "force_precision": self._force_precision,
             "sparse_embedding": self.parameters.is_sparse("embedding.weight"),
             "checkpoint_activations": self.checkpoint_activations,
         }
@@ -379,17 +393,3 @@ class Transformer:
 
     def _last_stream(self, space: Workspace) -> np.ndarray:
         return space.layers[-1].out
-
-
-def _usable_precision(precision: str, force: bool) -> str:
-    """precision, or float32 with a warning where it would only be slower."""
-    check_choice("Transformer", "precision", precision, PRECISIONS)
-    if precision == "float32" or force or is_fast():
-        return precision
-    warnings.warn(
-        "precision 'bfloat16' has no instructions here (see fm.show_config()); going on in float32. "
-        "force_precision=True computes it all the same, slower than float32.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    return "float32"

@@ -32,8 +32,14 @@ class AdamW:
         weight_decay: float = 0.1,
         clip_norm: float | None = 1.0,
     ):
+        if not isinstance(parameters, Parameters):
+            raise TypeError(
+                f"AdamW: parameters must be a model's parameters (model.parameters); got {type(parameters).__name__}"
+            )
         for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon), ("weight_decay", weight_decay)):
             check_number("AdamW", name, value, at_least=0)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"AdamW: betas must be two numbers, of the first moment and of the second; got {betas!r}")
         for index, beta in enumerate(betas):
             check_number("AdamW", f"betas[{index}]", beta, at_least=0, below=1)
         if clip_norm is not None:
@@ -48,11 +54,13 @@ class AdamW:
     def step(self, learning_rate: float | None = None) -> float:
         """Clip, update, zero the gradients; returns their global norm before clipping.
 
-        Raises FloatingPointError, with nothing changed, if that norm is NaN or infinite.
+        learning_rate: of this step (None: the optimizer's). Raises FloatingPointError, with nothing changed, if that norm is
+        NaN or infinite; TypeError or ValueError for a learning rate that is no number >= 0.
         """
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        check_number("AdamW", "learning_rate", rate, at_least=0)
         parameters, gradients, sparse = self.parameters, self.parameters.gradients_data, self.parameters.sparse()
         norm = self._norm(sparse)
-        rate = self.learning_rate if learning_rate is None else learning_rate
         if not math.isfinite(norm):
             raise FloatingPointError(f"AdamW: the gradients' norm is {norm}; nothing was updated")
         scale = min(1.0, self.clip_norm / norm) if self.clip_norm is not None and norm > 0 else 1.0

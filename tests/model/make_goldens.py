@@ -1,6 +1,7 @@
 """What PyTorch and transformers make of a small random GPT-2 and a small random Llama: the oracle of test_oracle.py.
 
-Run `python tests/model/make_goldens.py` with torch and transformers installed to write tests/model/goldens/*.npz anew.
+Run `PYTHONPATH=tests python tests/model/make_goldens.py` with torch and transformers installed to write
+tests/model/goldens/*.npz anew.
 Names of weights and gradients are fastmixer's. Knows nothing of fastmixer's results.
 """
 
@@ -8,8 +9,7 @@ import copy
 from pathlib import Path
 
 import numpy as np
-
-from fastmixer.weights.names import from_gpt2, from_llama
+from transformers_names import from_gpt2, from_llama
 
 GOLDENS = Path(__file__).parent / "goldens"
 KINDS = ("gpt2", "llama")

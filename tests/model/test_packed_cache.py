@@ -304,6 +304,62 @@ def test_load_keeps_them_where_it_is_told(monkeypatch, tmp_path, files):
         load(files["q4"], packed_cache=False)
     assert len(kept(tmp_path / "a")) == len(kept(tmp_path / "b")) == 1
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="file"):
-        load(files["q4"], packed_cache=tmp_path / "file")
+
+
+@pytest.mark.parametrize("beneath", [".", "x", "x/y"])
+def test_a_file_where_the_folder_should_be(monkeypatch, tmp_path, files, beneath):
+    """One warning, and the model runs."""
+    monkeypatch.setattr(packed_cache, "SETTLED", -1)
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file" / beneath))
+    with pytest.warns(RuntimeWarning) as caught:
+        load(files["q4"])
+    (warning,) = caught
+    assert re.match(rf"packed weights are not kept: \[Errno 20\] .*{re.escape(str(tmp_path / 'file'))}", str(warning.message))
+    assert (tmp_path / "file").read_text() == "precious" and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_read_need_not_be_remembered(monkeypatch, tmp_path, files):
+    """Packed weights that lie in a folder where nothing can be written are used all the same."""
+    expected = logits_of(decoder_of(files["q4"], tmp_path))
+    for path in tmp_path.glob("*.seen"):
+        path.unlink()
+    monkeypatch.setattr(packed_cache, "SETTLED", -1)
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    no_packing(monkeypatch)
+    with pytest.warns(RuntimeWarning, match=r"q4\.gguf is read whole at every load: \[Errno 13\] Permission denied: ") as caught:
+        decoder = decoder_of(files["q4"], tmp_path)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(logits_of(decoder), expected)
+
+
+def test_a_file_that_cannot_be_read_is_told(monkeypatch, tmp_path, files):
+    expected = logits_of(decoder_of(files["q4"], tmp_path))
+
+    def refuse(path, shapes):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(packed_cache, "_read", refuse)
+    with pytest.warns(RuntimeWarning, match=r"Permission denied: '.*\.packed'; it is made anew$"):
+        decoder = decoder_of(files["q4"], tmp_path)
+    np.testing.assert_array_equal(logits_of(decoder), expected)
+
+
+def test_leftovers_that_other_processes_take_away_first(monkeypatch, tmp_path, files):
+    real = Path.glob
+
+    def glob(self, pattern):
+        return [*real(self, pattern), *([tmp_path / ".writing-1-gone"] if self == tmp_path else [])]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "glob", glob)
+            decoder_of(files["q4"], tmp_path)
+        assert len(kept(tmp_path)) == 1
+        no_packing(monkeypatch)
+        decoder_of(files["q4"], tmp_path)

@@ -9,7 +9,7 @@ from tiny_encoders import TINY
 
 from fastmixer.kernels import threads
 from fastmixer.kernels.select import use_kernels
-from fastmixer.model import trainable_encoder
+from fastmixer.model import precision
 from fastmixer.model.trainable_encoder import TrainableEncoder
 from fastmixer.weights.encoder_folder import open_encoder
 
@@ -161,9 +161,12 @@ def test_bfloat16_is_near(name):
 
 
 def test_bfloat16_without_instructions_is_float32(monkeypatch):
-    monkeypatch.setattr(trainable_encoder, "is_fast", lambda: False)
-    with pytest.warns(RuntimeWarning, match="precision 'bfloat16' has no instructions here"):
+    monkeypatch.setattr(precision, "is_fast", lambda: False)
+    with pytest.warns(RuntimeWarning, match=r"precision 'bfloat16' has no instructions here .* force_precision=True computes it"):
         assert encoder(precision="bfloat16").precision == "float32"
+    assert encoder(precision="bfloat16", force_precision=True).precision == "bfloat16"
+    with pytest.raises(ValueError, match="^TrainableEncoder: precision must be one of 'float32', 'bfloat16'; got 'half'$"):
+        encoder(precision="half")
 
 
 def test_what_is_called_wrongly():

@@ -70,6 +70,26 @@ def test_only_matrices_decay(new_model):
         np.testing.assert_allclose(parameters[name], old * (0.95 if old.ndim == 2 else 1.0), rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("rate", [float("nan"), -1.0, "x"])
+def test_a_rate_that_is_none_changes_nothing(new_model, rate):
+    model = new_model()
+    optimizer = fm.AdamW(model.parameters)
+    _gradients(model, 1)
+    before = model.parameters.data.copy()
+    with pytest.raises((TypeError, ValueError), match="^AdamW: learning_rate must be"):
+        optimizer.step(rate)
+    assert optimizer.step_count == 0
+    np.testing.assert_array_equal(model.parameters.data, before)
+
+
+def test_what_is_no_set_of_parameters(new_model):
+    with pytest.raises(TypeError, match=r"^AdamW: parameters must be a model's parameters \(model.parameters\); got Transformer$"):
+        fm.AdamW(new_model())
+    for betas in ((0.9,), (0.9, 0.95, 0.99), 0.9):
+        with pytest.raises(ValueError, match="^AdamW: betas must be two numbers, of the first moment and of the second; got"):
+            fm.AdamW(new_model().parameters, betas=betas)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(new_model, bad):
     model = new_model()
