@@ -111,7 +111,7 @@ def run_cython(sources: list[Path]) -> None:
 
 
 def generate_shared_utility() -> Path:
-    """Cython's memoryview runtime, compiled once instead of in each of some forty modules."""
+    """Cython's memoryview runtime, compiled once instead of in each native module."""
     target = GENERATED / "cython_shared.c"
     if not target.exists():
         GENERATED.mkdir(parents=True, exist_ok=True)

@@ -41,11 +41,16 @@ def save_loss_curve(path: Path, losses: Points, validation: Points, unigram_entr
     return path
 
 
+def require_picture(path: Path) -> None:
+    """ValueError for a file that is neither .png nor .svg: to be asked before the work that is to be drawn."""
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"a chart must be a .png or .svg file; got {path}")
+
+
 def save_profile(path: Path, rows: Sequence[Any], seconds: float, steps: int) -> Path | None:
     """Draw a profile's rows (label, seconds, floor, limit) as bars: the whole bar is time, its dark part what the machine's
     limit would take. None if matplotlib is not installed; ValueError for a file that is neither .png nor .svg."""
-    if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"a chart must be a .png or .svg file; got {path}")
+    require_picture(path)
     if find_spec("matplotlib") is None:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg

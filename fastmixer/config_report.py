@@ -1,27 +1,30 @@
-"""What fastmixer chose on this machine, for people and bug reports: kernels, levels, threads, measured limits.
+"""What fastmixer chose on this machine and why, for people and bug reports: kernels, levels, threads, measured limits.
 
 Knows nothing of models.
 """
 
+import os
 import platform
 from importlib.metadata import version
+from importlib.resources import files
 
 from fastmixer import __version__
 from fastmixer.kernels.cpu import processor_name, runnable_levels
+from fastmixer.kernels.levels import level_for
 from fastmixer.kernels.peak import measured_bandwidth, measured_peak_flops
 from fastmixer.kernels.select import implementation
 from fastmixer.kernels.threads import get_threads
 from fastmixer.kernels.threads.limits import allowed_processors, cgroup_quota, physical_cores
 
-OPS = (
-    "embedding", "positions", "matmul", "norm", "attention", "feedforward", "dropout", "cross_entropy", "optimizer",
-    "sampling", "search",
-)  # fmt: skip
+# Every folder of kernels that has implementations, but for the probe of the machine's peak, which no model runs.
+_FOLDERS = [folder.name for folder in files("fastmixer.kernels").iterdir() if (folder / "reference.py").is_file()]
+OPS = tuple(sorted(name for name in _FOLDERS if name != "peak"))
 
 
 def config_report(measure: bool = True) -> dict:
     """Everything that show_config prints, as one JSON-able dictionary."""
     allowed = allowed_processors()
+    chosen = {op: implementation(op) for op in OPS}
     report = {
         "fastmixer": __version__,
         "python": platform.python_version(),
@@ -35,7 +38,8 @@ def config_report(measure: bool = True) -> dict:
             "physical cores": physical_cores(allowed),
             "cgroup quota": cgroup_quota(),
         },
-        "kernels": {op: implementation(op) for op in OPS},
+        "kernels": chosen,
+        "why": {op: _why(op, name) for op, name in chosen.items()},
     }
     if measure:
         report["peak_gflops"] = round(measured_peak_flops() / 1e9, 1)
@@ -54,8 +58,30 @@ def show_config(measure: bool = True) -> None:
     print(f"processor   {report['processor']}   ({report['platform']})")
     print(f"levels      {', '.join(report['levels']) or 'none: no native kernels were built'}")
     print(f"threads     {report['threads']}   (limits: {limits})")
-    print("kernels     " + "\n            ".join(f"{op:<14}{name}" for op, name in report["kernels"].items()))
+    width = max(map(len, report["kernels"].values()))
+    lines = [f"{op:<14}{name:<{width}}   {report['why'][op]}" for op, name in report["kernels"].items()]
+    print("kernels     " + "\n            ".join(lines))
     if measure:
         print(f"peak        {report['peak_gflops']:.0f} GFLOP/s float32 FMA, measured now")
         print(f"bandwidth   {report['bandwidth_gb_per_s']:.0f} GB/s read, measured now")
     print("change it   FASTMIXER_KERNELS=auto|native|jit|reference  FASTMIXER_ISA=<level>  FASTMIXER_THREADS=<n>")
+
+
+def _why(op: str, chosen: str) -> str:
+    """Why this implementation of an op runs, as kernels/select.py decides."""
+    forced = next((name for name in ("FASTMIXER_KERNELS", "FASTMIXER_ISA") if _forces(name)), None)
+    levels = runnable_levels()
+    if chosen in ("jit", "reference"):
+        return f"forced by {forced}" if forced else "no native kernel was built that this processor runs"
+    level, wanted = chosen.removeprefix("native-"), os.environ.get("FASTMIXER_ISA") or levels[0]
+    same = "" if level == wanted else f" ({wanted} adds nothing to it)"
+    if forced == "FASTMIXER_ISA":
+        return f"forced by FASTMIXER_ISA{same}"
+    if level != level_for(op, wanted):
+        return f"best that was built; this processor runs {wanted}"
+    return f"best that this processor runs{same}"
+
+
+def _forces(variable: str) -> bool:
+    """FASTMIXER_KERNELS=native leaves the level open."""
+    return os.environ.get(variable, "") not in ("", "auto", "native")

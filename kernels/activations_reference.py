@@ -1,4 +1,7 @@
-"""The activation functions in NumPy, float32 or float64, as their formulas read. Knows nothing of layers."""
+"""The activation functions in NumPy, float32 or float64, as their formulas read. Knows nothing of layers.
+
+Sources: GELU, Hendrycks and Gimpel 2016 (arXiv 1606.08415); SiLU, Elfwing et al. 2017 (arXiv 1702.03118).
+"""
 
 import math
 

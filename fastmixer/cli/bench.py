@@ -1,14 +1,15 @@
 """`fastmixer bench`: one table, every op in NumPy, Numba and Cython. Knows only how to ask and to print."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fastmixer.cli import options
-
-MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvino"
 
 
 @click.command("bench")
@@ -16,9 +17,9 @@ MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvi
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Interleaved rounds a workload."
 )
-@click.option("--every-level", is_flag=True, help="A column for each native instruction-set level.")
+@click.option("--every-level", is_flag=True, help="Of the table of ops: a column for each native level.")
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Of the table of ops: its figures, too."
 )
 @click.option(
     "--against",
@@ -34,7 +35,7 @@ MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvi
 @click.option(
     "--markdown",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Of --against (and --long beside it): also write a page of results (default: only the tables).",
+    help="Of --against, generate and embed: also write a page of results (default: only the tables).",
 )
 @click.option("--profile", is_flag=True, help="Instead: where the time of a training step of GPT-2 124M goes.")
 @click.option("--precision", default="float32", show_default=True, help="Of --profile: float32 or bfloat16.")
@@ -46,21 +47,8 @@ MODEL_OF = "--model is of `bench generate`, and of --against llama.cpp or openvi
     help="Of --profile: also draw it, as .png or .svg (default: only the table).",
 )
 @options.threads
-def bench(
-    op: tuple[str, ...],
-    rounds: int,
-    every_level: bool,
-    json_path: Path | None,
-    profile: bool,
-    precision: str,
-    batch: int,
-    time: int,
-    chart: Path | None,
-    against: str | None,
-    long: bool,
-    markdown: Path | None,
-    model: Path | None,
-) -> None:
+@click.pass_context
+def bench(context: click.Context, op: tuple[str, ...], **choices: Any) -> None:
     """Time all ops, or each OP, in NumPy, Numba and Cython, interleaved, over the measured peak.
 
     \b
@@ -79,31 +67,40 @@ def bench(
       fastmixer bench embed --against onnxruntime,openvino,torch    the same beside other engines (some five minutes)
       fastmixer bench --against all --long --markdown benchmarks/RESULTS.md    everything, as a page
     """
+    mode = MODES[_mode_of(op, choices["against"], choices["long"], choices["profile"])]
+    _check_options(context, mode)
+    mode.run(op, **{name: choices[name] for name in mode.options})
+
+
+def _mode_of(op: tuple[str, ...], against: str | None, long: bool, profile: bool) -> str:
+    """What is asked for, as MODES has it. Where several are named the first counts, and does not take the others' flags."""
     if op == ("embed",):
-        others = {"--every-level": every_level, "--json": json_path, "--model": model, "--long": long, "--profile": profile}
-        for name, value in {**others, "--chart": chart}.items():
-            if value:
-                raise click.UsageError(f"{name} is not of `bench embed`")
-        _embed(against, rounds, markdown)
-        return
+        return "embed"
     if against is not None:
-        _against(op, against, rounds, long, markdown, model)
-        return
+        from fastmixer.bench.peers import PEERS, peer_names
+
+        return "engines" if all(PEERS[name].is_engine for name in peer_names(against)) else "against"
     if op == ("generate",):
-        _inference((), rounds, markdown, model)
-        return
-    if model is not None:
-        raise click.UsageError(MODEL_OF)
-    if markdown is not None:
-        raise click.UsageError("--markdown writes what --against measures: give both")
-    if long:
-        _long(op)
-        return
-    if profile:
-        _profile(op, precision, batch, time, chart)
-        return
-    if chart is not None:
-        raise click.UsageError("--chart draws what --profile measures: give both")
+        return "generate"
+    return "long" if long else "profile" if profile else "table"
+
+
+def _check_options(context: click.Context, mode: "Mode") -> None:
+    """UsageError for an option that was given and that this mode would not look at, or a file that could not be written."""
+    for option in context.command.params:
+        name, flag = str(option.name), option.opts[0]
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not is_given or name not in ALL_OPTIONS:
+            continue
+        if name not in (*mode.options, mode.flag):
+            others = [other.title for other in MODES.values() if name in other.options]
+            told = f"; it is of {' and of '.join(others)}" if others else ""
+            raise click.UsageError(f"{flag} is not of {mode.title}{told}")
+        if name in WRITTEN and not context.params[name].parent.is_dir():
+            raise click.UsageError(f"{flag} must be in a folder that exists; got {context.params[name]}")
+
+
+def _table(op: tuple[str, ...], rounds: int, every_level: bool, json_path: Path | None) -> None:
     from fastmixer.bench import runner, table
     from fastmixer.bench.workloads import workloads
     from fastmixer.config_report import config_report
@@ -129,10 +126,12 @@ def bench(
 def _profile(op: tuple[str, ...], precision: str, batch: int, time: int, chart: Path | None) -> None:
     from fastmixer.bench.profile import profile_step
     from fastmixer.bench.workloads import step_workload
-    from fastmixer.chart import save_profile
+    from fastmixer.chart import require_picture, save_profile
 
     if op not in ((), ("step",)):
         raise click.UsageError(f"--profile is of the step: fastmixer bench step --profile; got {' '.join(op)}")
+    if chart is not None:
+        require_picture(chart)
     found = profile_step(step_workload(batch, time, precision))
     click.echo(found.table())
     if chart is not None:
@@ -148,27 +147,17 @@ def _long(op: tuple[str, ...]) -> None:
     click.echo(long.table(long.measure()))
 
 
-def _against(
-    op: tuple[str, ...], peers: str, rounds: int, with_long: bool, path: Path | None, model: Path | None
-) -> None:
-    from fastmixer.bench import against, long
+def _against(op: tuple[str, ...], against: str, rounds: int, long: bool, markdown: Path | None) -> None:
+    from fastmixer.bench import against as comparing
+    from fastmixer.bench import long as growing
     from fastmixer.bench.isolated import run_isolated
     from fastmixer.bench.peers import PEERS, find_peer, peer_names
     from fastmixer.config_report import config_report
     from fastmixer.kernels.select import implementation
 
-    names = peer_names(peers)
-    modules = {name: find_peer(name) for name in names if not PEERS[name].is_engine}
-    engines = tuple(name for name in names if PEERS[name].is_engine)
-    for name in engines:
-        find_peer(name)
-    if not modules:
-        if with_long or op not in ((), ("generate",)):
-            raise click.UsageError("--against llama.cpp or openvino is of generate alone")
-        _inference(engines, rounds, path, model)
-        return
-    if model is not None:
-        raise click.UsageError(MODEL_OF)
+    names = peer_names(against)
+    engines = [name for name in names if PEERS[name].is_engine]
+    modules = {name: find_peer(name) for name in names if name not in engines}
     if engines:
         raise click.UsageError(f"{', '.join(engines)}: compare them apart from {', '.join(modules)}")
     found = {name: module.comparisons() for name, module in modules.items()}
@@ -180,7 +169,7 @@ def _against(
     about = {"processor": report["processor"], "threads": str(report["threads"]), "kernels": implementation("matmul")}
     about |= {"python": report["python"], "numpy": report["libraries"]["numpy"]}
     click.echo(", ".join(f"{name} {value}" for name, value in about.items()) + "\n")
-    click.echo(against.HEADER)
+    click.echo(comparing.HEADER)
     outcomes = []
     for name, comparisons in found.items():
         if not comparisons:
@@ -188,19 +177,34 @@ def _against(
         if PEERS[name].environment:
             versions, measured = run_isolated(name, comparisons, rounds, op)
         else:
-            versions, measured = modules[name].versions(), against.run(comparisons, rounds)
+            versions, measured = modules[name].versions(), comparing.run(comparisons, rounds)
         about |= versions
         for outcome in measured:
             outcomes.append(outcome)
-            click.echo(against.row(outcome))
+            click.echo(comparing.row(outcome))
     click.echo("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
-    growth = long.measure() if with_long else None
+    growth = growing.measure() if long else None
     if growth is not None:
-        click.echo("\n" + long.table(growth))
-    if path is not None:
-        more = "" if growth is None else long.markdown(growth)
-        path.write_text(against.markdown(outcomes, about, more), encoding="utf-8")
-        click.echo(f"\nresults written to {path}")
+        click.echo("\n" + growing.table(growth))
+    if markdown is not None:
+        more = "" if growth is None else growing.markdown(growth)
+        markdown.write_text(comparing.markdown(outcomes, about, more), encoding="utf-8")
+        click.echo(f"\nresults written to {markdown}")
+
+
+def _engines(op: tuple[str, ...], against: str, rounds: int, markdown: Path | None, model: Path | None) -> None:
+    from fastmixer.bench.peers import find_peer, peer_names
+
+    engines = tuple(peer_names(against))
+    for name in engines:
+        find_peer(name)
+    if op not in ((), ("generate",)):
+        raise click.UsageError(f"--against {', '.join(engines)} is of generate alone; got {' '.join(op)}")
+    _inference(engines, rounds, markdown, model)
+
+
+def _generate(op: tuple[str, ...], rounds: int, markdown: Path | None, model: Path | None) -> None:
+    _inference((), rounds, markdown, model)
 
 
 def _inference(engines: tuple[str, ...], rounds: int, path: Path | None, model: Path | None) -> None:
@@ -211,11 +215,11 @@ def _inference(engines: tuple[str, ...], rounds: int, path: Path | None, model: 
     _show(run, inference_table, run.path.name, path)
 
 
-def _embed(peers: str | None, rounds: int, path: Path | None) -> None:
+def _embed(op: tuple[str, ...], against: str | None, rounds: int, markdown: Path | None) -> None:
     from fastmixer.bench import embed, embed_table
 
-    run = embed.EmbedBench(embed.peers_of(peers), min(rounds, embed.ROUNDS), tell=click.echo)
-    _show(run, embed_table, "all-MiniLM-L6-v2", path)
+    run = embed.EmbedBench(embed.peers_of(against), min(rounds, embed.ROUNDS), tell=click.echo)
+    _show(run, embed_table, "all-MiniLM-L6-v2", markdown)
 
 
 def _show(run: Any, table: Any, model: str, path: Path | None) -> None:
@@ -235,3 +239,27 @@ def _show(run: Any, table: Any, model: str, path: Path | None) -> None:
     if path is not None:
         path.write_text(table.markdown(rows, run, about), encoding="utf-8")
         click.echo(f"\nresults written to {path}")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of the things that the command does. title: as errors call it; options: of the command's, those that it takes,
+    which run gets by their names; flag: one that only says that this is meant."""
+
+    title: str
+    run: Callable[..., None]
+    options: tuple[str, ...] = ()
+    flag: str = ""
+
+
+WRITTEN = ("json_path", "chart", "markdown")  # options that name a file to write
+MODES = {
+    "table": Mode("the table of ops", _table, ("rounds", "every_level", "json_path")),
+    "profile": Mode("--profile", _profile, ("precision", "batch", "time", "chart"), "profile"),
+    "long": Mode("--long", _long, (), "long"),
+    "against": Mode("--against torch, openblas-avx2, machine or numba", _against, ("against", "rounds", "long", "markdown")),
+    "engines": Mode("--against llama.cpp or openvino", _engines, ("against", "rounds", "markdown", "model")),
+    "generate": Mode("`bench generate`", _generate, ("rounds", "markdown", "model")),
+    "embed": Mode("`bench embed`", _embed, ("against", "rounds", "markdown")),
+}
+ALL_OPTIONS = {name for mode in MODES.values() for name in (*mode.options, mode.flag)}  # of which each mode takes some

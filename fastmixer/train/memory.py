@@ -1,4 +1,4 @@
-"""How much memory this process has used at most, how much it may still use, and how much training a model needs.
+"""How much memory this process has used at most, and how much training a model needs, held to what there is.
 
 Knows shapes and sizes; nothing of what is computed.
 """
@@ -9,13 +9,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmixer.kernels.threads.limits import CGROUP_ROOT, CGROUPS, cgroup_values
+from fastmixer.memory import available_memory
 from fastmixer.model.config import ModelConfig, parameter_shapes
 from fastmixer.ops.bfloat16 import rounded_bytes
 from fastmixer.ops.cross_entropy import chunk_rows
 
 STATUS = Path("/proc/self/status")
-MEMINFO = Path("/proc/meminfo")
 FLOAT = 4  # bytes
 OPTIMIZER_COPIES = 4  # weights, gradients, AdamW's two moments
 
@@ -32,34 +31,6 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def available_memory(meminfo: Path = MEMINFO, proc: Path = CGROUPS, root: Path = CGROUP_ROOT) -> int | None:
-    """Bytes that this process may still use: the least of what the system calls available and what its control groups
-    leave; None where the system does not tell."""
-    left = cgroup_values("memory", _left_v2, _left_v1, proc, root)
-    if meminfo.exists():
-        found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
-        if found:
-            left.append(int(found[1]) * 1024)
-    return max(0, int(min(left))) if left else None
-
-
-def _left_v2(folder: Path) -> float | None:
-    return _left(folder / "memory.max", folder / "memory.current", folder / "memory.stat", "inactive_file")
-
-
-def _left_v1(folder: Path) -> float | None:
-    used = folder / "memory.usage_in_bytes"
-    return _left(folder / "memory.limit_in_bytes", used, folder / "memory.stat", "total_inactive_file")
-
-
-def _left(limit: Path, used: Path, stat: Path, cached: str) -> float | None:
-    """limit - used + what the kernel would let go (files' pages that are not in use)."""
-    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
-        return None
-    found = re.search(rf"^{cached} (\d+)$", stat.read_text(), re.MULTILINE) if stat.exists() else None
-    return int(limit.read_text()) - int(used.read_text()) + (int(found[1]) if found else 0)
 
 
 @dataclass(frozen=True)

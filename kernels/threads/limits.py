@@ -1,6 +1,7 @@
 """How many threads this process should use: affinity mask, cgroup CPU quota, physical cores.
 
-Knows nothing of the pool. Every source that is absent (another operating system) simply sets no limit.
+Knows nothing of the pool. Every source that is absent (another operating system), not ours to read, or says what is no
+number simply sets no limit.
 """
 
 import os
@@ -46,10 +47,8 @@ def cgroup_quota(proc: Path = CGROUPS, root: Path = CGROUP_ROOT) -> float | None
 def cgroup_values(controller: str, read_v2: Reader, read_v1: Reader, proc: Path, root: Path) -> list[float]:
     """What read_v2 or read_v1 find, if anything, in the folders of this process's control groups and all their parents:
     each of their limits binds."""
-    if not proc.exists():
-        return []
-    values = []
-    for line in proc.read_text().splitlines():
+    values: list[float] = []
+    for line in text_of(proc).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             values += _values_upwards(root, path, read_v2)
@@ -72,15 +71,30 @@ def _values_upwards(root: Path, path: str, read: Reader) -> list[float]:
 
 
 def _quota_v2(folder: Path) -> float | None:
-    path = folder / "cpu.max"
-    if not path.exists():
-        return None
-    quota, period = path.read_text().split()
-    return None if quota == "max" else int(quota) / int(period)
+    quota, _, period = text_of(folder / "cpu.max").strip().partition(" ")
+    return _share(_number(quota), _number(period))
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"
-    if not quota.exists() or not period.exists() or int(quota.read_text()) <= 0:
-        return None
-    return int(quota.read_text()) / int(period.read_text())
+    return _share(number_in(folder / "cpu.cfs_quota_us"), number_in(folder / "cpu.cfs_period_us"))
+
+
+def _share(quota: int | None, period: int | None) -> float | None:
+    return quota / period if quota and period else None
+
+
+def number_in(path: Path) -> int | None:
+    """The number that a file holds; None where there is none: no such file, "max", -1, or anything else."""
+    return _number(text_of(path).strip())
+
+
+def text_of(path: Path) -> str:
+    """A small file's text, "" where it is absent or not ours to read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None

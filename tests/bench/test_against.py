@@ -155,6 +155,17 @@ def test_a_process_s_outcomes_and_its_end(monkeypatch):
         next(outcomes)
 
 
+def test_a_process_that_complains_at_length_is_heard_out(monkeypatch):
+    """More errors than a pipe holds, before its first line: it goes on writing, and is read."""
+    code = "import sys; sys.stderr.write(('x' * 79 + chr(10)) * 5000); print('{\"lib\": \"1\"}')"
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: real([sys.executable, "-c", code], **options))
+    versions, outcomes = run_isolated("openblas-avx2", [_comparison([])], 1)
+    assert versions == {"lib": "1"}
+    with pytest.raises(ChildProcessError, match="^bench: --against openblas-avx2 failed in its own process: x{79}$"):
+        next(outcomes)
+
+
 def test_the_command_writes_one_page(monkeypatch, tmp_path):
     monkeypatch.setattr(against, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(against, "ROUND_SECONDS", 0.0)
@@ -171,6 +182,11 @@ def test_the_command_writes_one_page(monkeypatch, tmp_path):
     assert "| group | some work | " in page and "## Long context" in page and str(growth) in result.output
     result = CliRunner().invoke(main, ["bench", "norm", "--against", "machine"])
     assert result.exit_code == 2 and "nothing to compare in norm; there are group" in result.output
+
+
+def test_unknown_peers_are_named():
+    result = CliRunner().invoke(main, ["bench", "--against", "machine,jax"])
+    assert result.exit_code == 1 and result.output.endswith("numba, llama.cpp, openvino, or all; got 'jax'\n")
 
 
 def test_a_peer_that_is_not_there(monkeypatch):

