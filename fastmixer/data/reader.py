@@ -33,22 +33,36 @@ class BatchReader:
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
     def state(self) -> dict[str, Any]:
-        """Where the reader stands, JSON-able."""
+        """Where the reader stands and in which tokens, JSON-able."""
         return {
-            "seed": self.seed, "batch": self.batch, "time": self.time, "tokens": len(self.shard),
-            "epoch": self.epoch, "position": self.position,
+            "seed": self.seed, "batch": self.batch, "time": self.time, "tokens": len(self.shard), "crc": self.shard.crc,
+            "tokenizer": self.shard.digest.hex(), "epoch": self.epoch, "position": self.position,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state(). ValueError if it is of another shard, seed or window."""
+        """Go on from a state(). ValueError if it is of another shard, seed or window, or is no such state."""
         expected = self.state()
         for name in ("seed", "time", "tokens"):
             if state.get(name) != expected[name]:
                 raise ValueError(
                     f"BatchReader: the saved {name} is {state.get(name)!r}; this reader has {expected[name]!r}"
                 )
-        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        for name, what in (("tokenizer", "the digest of their tokenizer"), ("crc", "their checksum")):
+            if name in state and state[name] != expected[name]:  # states were once saved without
+                raise ValueError(
+                    f"BatchReader: {self.shard.path} holds other tokens than those that were read: {what} is "
+                    f"{expected[name]!r}; the saved one is {state[name]!r}"
+                )
+        for name in ("epoch", "position"):
+            if type(state.get(name)) is not int or state[name] < 0:
+                raise ValueError(f"BatchReader: the saved {name} must be an integer >= 0; got {state.get(name)!r}")
+        self.epoch, self.position = state["epoch"], state["position"]
         self._starts = self._epoch_starts()
+        if self.position > len(self._starts):
+            raise ValueError(
+                f"BatchReader: the saved position must be at most {len(self._starts)}, the windows of an epoch; "
+                f"got {self.position}"
+            )
 
     def _next_window(self) -> np.ndarray:
         if self.position == len(self._starts):

@@ -5,17 +5,16 @@ Header, 64 bytes little-endian: magic "FMTOKENS"; uint32 version; uint32 bytes a
 """
 
 import hashlib
-import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fastmixer.text.files import read_text
+from fastmixer.text.files import is_json_lines, lone_surrogate, pieces_of, read_text
+from fastmixer.text.text_file import TextFile
 from fastmixer.text.tokenizer import Tokenizer
 from fastmixer.weights.files import replace_folder
 
@@ -23,17 +22,18 @@ MAGIC, VERSION = b"FMTOKENS", 1
 HEADER = struct.Struct("<8sIIQQ16sI")
 HEADER_BYTES = 64
 TRAIN, VALIDATION = "train.tokens", "validation.tokens"
-PIECE_CHARACTERS = 1 << 20  # of a text file, tokenized at once
 
 
 @dataclass(frozen=True)
 class TokenShard:
-    """tokens: uint16 or uint32 [count], memory-mapped and read-only; vocab: all ids are below it."""
+    """tokens: uint16 or uint32 [count], memory-mapped and read-only; vocab: all ids are below it; digest: of the tokenizer
+    that made them (tokenizer_digest); crc: their CRC-32."""
 
     path: Path
     tokens: np.ndarray
     vocab: int
     digest: bytes
+    crc: int
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -65,11 +65,11 @@ class TokenShard:
                 f"{path}: count says {count} ids, {HEADER_BYTES + width * count} bytes; the file has {size}"
             )
         if count == 0:
-            return cls(path, np.empty(0, f"<u{width}"), vocab, digest)
+            return cls(path, np.empty(0, f"<u{width}"), vocab, digest, data_crc)
         tokens = np.memmap(path, dtype=f"<u{width}", mode="r", offset=HEADER_BYTES, shape=(count,))
         if zlib.crc32(tokens.data) != data_crc:
             raise ValueError(f"{path}: the ids are damaged: their checksum is not {data_crc:#010x}")
-        return cls(path, tokens, vocab, digest)
+        return cls(path, tokens, vocab, digest, data_crc)
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def write_dataset(
     field: str = "text",
     seed: int = 0,
 ) -> Dataset:
-    """Tokenize text files (.jsonl: one document a line, its text under `field`; others: one document) into a dataset.
+    """Tokenize text files (.jsonl, .ndjson: a document a line, its text under `field`; others: one document) into a dataset.
 
-    The end of each text file is validation, about validation_fraction of it; of JSONL documents that part is drawn by
-    seed. Each document ends with the end-of-text token. Raises FileNotFoundError, or ValueError naming file and place:
-    no UTF-8, binary, a broken line, a missing field, no text at all.
+    The end of each text file is validation, about validation_fraction of it; of JSON lines that part is drawn by seed.
+    Each document ends with the end-of-text token. Raises FileNotFoundError, or ValueError naming file and place: no UTF-8,
+    binary, a broken line, a missing field, no text at all.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"write_dataset: validation_fraction must be >= 0 and < 1; got {validation_fraction}")
@@ -109,15 +109,14 @@ def write_dataset(
     splits: dict[str, list[np.ndarray]] = {TRAIN: [], VALIDATION: []}
     rng = np.random.default_rng(seed)
     for path in files:
-        if path.suffix == ".jsonl":
-            for text in read_jsonl(path, field):
-                name = VALIDATION if rng.random() < validation_fraction else TRAIN
-                splits[name].append(_encode(tokenizer, text))
-        else:
-            ids = _encode(tokenizer, read_text(path))
-            cut = len(ids) - int(len(ids) * validation_fraction)
-            splits[TRAIN].append(ids[:cut])
-            splits[VALIDATION].append(ids[cut:])
+        for text in read_documents(path, field):
+            ids = _encode(tokenizer, text)
+            if is_json_lines(path):
+                splits[VALIDATION if rng.random() < validation_fraction else TRAIN].append(ids)
+            else:
+                cut = len(ids) - int(len(ids) * validation_fraction)
+                splits[TRAIN].append(ids[:cut])
+                splits[VALIDATION].append(ids[cut:])
     if not any((ids != tokenizer.end_id).any() for parts in splits.values() for ids in parts):
         raise ValueError(f"write_dataset: the text is empty: {', '.join(map(str, files))}")
 
@@ -147,33 +146,19 @@ def write_shard(path: Path, tokens: np.ndarray, vocab: int, digest: bytes) -> No
         tokens.tofile(file)
 
 
-def read_jsonl(path: Path, field: str) -> Iterator[str]:
-    """The text of each line of a JSONL file. ValueError names file and line."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            known = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
-            raise ValueError(f"{path}, line {number}: no text field {field!r}; got {known}")
-        yield record[field]
+def read_documents(path: Path, field: str) -> Iterator[str]:
+    """Of JSON lines the text under `field` of each; of any other file its whole text. FileNotFoundError, or ValueError that
+    names the file and the place in it."""
+    if not is_json_lines(path):
+        yield read_text(path)
+        return
+    for number, text in TextFile(path, field).lines():
+        if lone_surrogate(text) is not None:
+            raise ValueError(f"{path}, line {number}: {field!r} holds half a surrogate pair; no text holds that alone")
+        yield text
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """A document's ids and the end-of-text token: int64 [tokens]. Long texts go in pieces that end with a line."""
-    parts = tokenizer.encode_batch(list(_pieces(text))) if text else []
+    parts = tokenizer.encode_batch(list(pieces_of(text))) if text else []
     return np.concatenate([*parts, np.array([tokenizer.end_id])])
-
-
-def _pieces(text: str) -> Iterable[str]:
-    start = 0
-    while start < len(text):
-        stop = len(text)
-        if stop - start > PIECE_CHARACTERS:
-            line_end = text.find("\n", start + PIECE_CHARACTERS)
-            stop = stop if line_end < 0 else line_end + 1
-        yield text[start:stop]
-        start = stop

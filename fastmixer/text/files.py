@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastmixer.text.text_file import JSON_SUFFIXES
+
 PIECE_CHARACTERS = 1 << 20  # of a long text, handled at once
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with \n for every end of line. FileNotFoundError, or ValueError that names the file and the first
-    byte that is not UTF-8 text."""
+    r"""A file's text, with \n for every end of line (\r\n, \r). FileNotFoundError, or ValueError that names the file and
+    the first byte that is not UTF-8 text."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     data = path.read_bytes()
@@ -16,9 +18,14 @@ def read_text(path: Path) -> str:
     if zero >= 0:
         raise ValueError(f"{path} is binary, not text: byte {zero} is 0x00")
     try:
-        return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+        return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from error
+
+
+def is_json_lines(path: str | Path) -> bool:
+    """Whether a file's name says that each of its lines is JSON."""
+    return Path(path).suffix.lower() in JSON_SUFFIXES
 
 
 def lone_surrogate(text: str) -> int | None:

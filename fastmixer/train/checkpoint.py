@@ -16,15 +16,18 @@ from fastmixer.train.optimizer import AdamW
 from fastmixer.weights.files import read_json, remove_folder, remove_leftovers, replace_folder, write_json
 from fastmixer.weights.folder import (
     CHECKPOINTS,
+    CONFIG,
+    TOKENIZER,
     WEIGHTS,
     list_checkpoints,
-    newest_checkpoint,
     read_tensors,
     write_model,
     write_tensors,
 )
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+FILES = (CONFIG, WEIGHTS, TOKENIZER, OPTIMIZER)  # without which a run does not go on
+_KINDS = {int: "an integer", dict: "an object"}
 
 
 def save_checkpoint(
@@ -70,23 +73,10 @@ def clean_up(run: Path) -> None:
 def restore_checkpoint(run: Path, model: Transformer, optimizer: AdamW) -> tuple[int, dict[str, Any]]:
     """(step, state) of the newest checkpoint, its weights and moments put into model and optimizer.
 
-    FileNotFoundError if there is none; ValueError names a file that is damaged, cut short or missing.
+    FileNotFoundError if there is none; ValueError names a file that is damaged, cut short or missing, and the newest
+    checkpoint that is whole.
     """
-    folder = newest_checkpoint(run)
-    if folder is None:
-        raise FileNotFoundError(f"{run} has no checkpoint to resume from")
-    saved = read_json(folder / STATE)
-    for field in ("step", "optimizer_steps", "state", "files"):
-        if field not in saved:
-            raise ValueError(f"{folder / STATE}: field {field!r} is missing")
-    for name, expected in saved["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise ValueError(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise ValueError(f"{path} must have {expected['bytes']} bytes; it has {path.stat().st_size}")
-        if _digest(path) != expected["blake2b"]:
-            raise ValueError(f"{path} is damaged: its hash is not the one in {STATE}")
+    folder, saved = whole_checkpoint(run)
     model.set_weights(read_tensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
     moments = read_tensors(folder / OPTIMIZER)
     for name, moment in (("m", optimizer.m), ("v", optimizer.v)):
@@ -95,6 +85,55 @@ def restore_checkpoint(run: Path, model: Transformer, optimizer: AdamW) -> tuple
         moment[...] = moments[name]
     optimizer.step_count = saved["optimizer_steps"]
     return saved["step"], saved["state"]
+
+
+def whole_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint and what its state.json holds, once every file is as it was written. Raises as
+    restore_checkpoint does."""
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise FileNotFoundError(f"{run} has no checkpoint to resume from")
+    try:
+        return checkpoints[-1], _checked(checkpoints[-1])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}. {way_on(run)}") from error
+
+
+def way_on(run: Path) -> str:
+    """What to do about a run whose newest checkpoint is damaged, as a sentence without its end."""
+    *older, newest = list_checkpoints(run)
+    for folder in reversed(older):
+        try:
+            _checked(folder)
+        except (OSError, ValueError):
+            continue
+        return f"The checkpoint {folder} is whole: to go on from it, delete {newest} and resume"
+    return "There is no older checkpoint that is whole"
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """What state.json holds. ValueError names a file that is damaged, cut short or missing, or a field."""
+    where, saved = folder / STATE, read_json(folder / STATE)
+    for field, kind in (("step", int), ("optimizer_steps", int), ("state", dict), ("files", dict)):
+        if field not in saved:
+            raise ValueError(f"{where}: field {field!r} is missing")
+        if type(saved[field]) is not kind:
+            raise ValueError(f"{where}: field {field!r} must be {_KINDS[kind]}; got {str(saved[field])[:80]}")
+    for name in FILES:
+        if name not in saved["files"]:
+            told = ", ".join(saved["files"]) or "nothing"
+            raise ValueError(f"{where}: field 'files' must tell of {name}; it tells of {told}")
+    for name, expected in saved["files"].items():
+        path = folder / name
+        if not isinstance(expected, dict) or not {"bytes", "blake2b"} <= set(expected):
+            raise ValueError(f"{where}: field 'files' must have bytes and blake2b of {name}; got {str(expected)[:80]}")
+        if not path.exists():
+            raise ValueError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise ValueError(f"{path} must have {expected['bytes']} bytes; it has {path.stat().st_size}")
+        if _digest(path) != expected["blake2b"]:
+            raise ValueError(f"{path} is damaged: its hash is not the one in {STATE}")
+    return saved
 
 
 def _digest(path: Path) -> str:

@@ -4,33 +4,47 @@ Everything random is a function of (seed, step), so a resumed run makes the same
 nothing of how the model computes.
 """
 
+import json
 import math
 import time as clock
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastmixer.data import BatchReader, Dataset, iterate_batches, open_dataset, write_dataset
+from fastmixer.data.shards import tokenizer_digest
 from fastmixer.kernels.peak import measured_peak_flops
 from fastmixer.model import Transformer
-from fastmixer.ops.checks import check_choice, check_integer, check_number
+from fastmixer.model.precision import PRECISIONS
+from fastmixer.ops.checks import check_choice
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.ops.profile import Profile, profiled
 from fastmixer.text import Tokenizer
-from fastmixer.train.checkpoint import clean_up, list_checkpoints, restore_checkpoint, save_checkpoint
+from fastmixer.train.checkpoint import (
+    STATE,
+    clean_up,
+    list_checkpoints,
+    restore_checkpoint,
+    save_checkpoint,
+    way_on,
+    whole_checkpoint,
+)
 from fastmixer.train.interrupts import Interrupts
 from fastmixer.train.memory import check_training_memory, peak_memory
-from fastmixer.train.metrics import MetricsWriter
+from fastmixer.train.metrics import MetricsWriter, tensorboard_writer
 from fastmixer.train.optimizer import AdamW
-from fastmixer.train.schedule import SCHEDULES, learning_rate_at
-from fastmixer.weights.files import read_json, write_json
+from fastmixer.train.run_folder import locked, replace_file
+from fastmixer.train.schedule import learning_rate_at
+from fastmixer.train.settings import TrainSettings
+from fastmixer.weights.files import read_json
 
 DATA, SETTINGS = "data", "run.json"
 SAMPLE_TOKENS = 64
+MODEL_FLAGS = ("checkpoint_activations", "force_precision", "sparse_embedding")  # options of a model beside precision
 WARM_STEPS, PROFILED_STEPS = 4, 3  # so many steps go by before so many are profiled
 
 
@@ -38,53 +52,15 @@ class NonFiniteError(FloatingPointError):
     """The loss or the gradients became NaN or infinite; says at which step and where first."""
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train; together with the data and the model's first weights they decide every bit of the result.
-
-    steps of accumulate * batch windows of `time` tokens; learning_rate is the peak, reached after `warmup` steps and let
-    down to min_learning_rate by schedule ("cosine", "linear", "constant"). evaluate_every, sample_every, save_every: in
-    steps (0: never, but the end is always evaluated and saved). patience: evaluations without a better validation loss
-    after which to stop (0: never). keep_last: checkpoints kept.
-    """
-
-    steps: int = 1000
-    batch: int = 8
-    time: int = 128
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup: int = 50
-    min_learning_rate: float = 1e-4
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    accumulate: int = 1
-    evaluate_every: int = 100
-    evaluate_batches: int = 20
-    sample_every: int = 0
-    sample_prompt: str = "\n"
-    patience: int = 0
-    save_every: int = 200
-    keep_last: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "time", "accumulate", "evaluate_batches", "keep_last"):
-            check_integer("TrainSettings", name, getattr(self, name), at_least=1)
-        for name in ("warmup", "evaluate_every", "sample_every", "patience", "save_every", "seed"):
-            check_integer("TrainSettings", name, getattr(self, name), at_least=0)
-        for name in ("learning_rate", "min_learning_rate", "weight_decay"):
-            check_number("TrainSettings", name, getattr(self, name), at_least=0)
-        check_number("TrainSettings", "clip_norm", self.clip_norm, above=0)
-        check_choice("TrainSettings", "schedule", self.schedule, SCHEDULES)
-
-
 @dataclass
 class TrainResult:
     """How a run ended. losses, validation_losses: (step, nats a token); reason: "finished", "early stop", "interrupted";
-    peak_memory: bytes that the process had resident at most; profile: where the time of a few steps went."""
+    signal: what interrupted it (0: nothing); peak_memory: bytes that the process had resident at most; profile: where the
+    time of a few steps went."""
 
     folder: Path
     reason: str = "finished"
+    signal: int = 0
     step: int = 0
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation_losses: list[tuple[int, float]] = field(default_factory=list)
@@ -124,18 +100,21 @@ class Trainer:
         self.folder, self.model, self.settings = Path(folder), model, TrainSettings(**settings)
         self.progress, self._tensorboard, self._resume = progress, tensorboard, resume
         self._on_message = on_message
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(f"Trainer: tokenizer must be a Tokenizer; got {type(tokenizer).__name__}")
         model.tokenizer = tokenizer
-        if self.settings.time > model.config.context:
-            raise ValueError(
-                f"Trainer: time {self.settings.time} is longer than the model's context of {model.config.context}"
-            )
-        if not resume and list_checkpoints(self.folder):
-            raise FileExistsError(f"{self.folder} already holds a run; resume it, or choose another folder")
-        self.data = data if isinstance(data, Dataset) else write_dataset(data, tokenizer, self.folder / DATA)
-        if self.data.train.vocab > model.config.vocab:
-            raise ValueError(
-                f"Trainer: the data's vocab of {self.data.train.vocab} is more than the model's {model.config.vocab}"
-            )
+        self.settings.check_together(model.config, resumed=resume)
+        self._check_sample_prompt(tokenizer)
+        if tensorboard:
+            tensorboard_writer()
+        if not resume:
+            self._require_no_run()
+        if isinstance(data, Dataset):
+            self.data = data
+        else:
+            with locked(self.folder):
+                self.data = write_dataset(data, tokenizer, self.folder / DATA)
+        self._check_data(tokenizer)
         self.reader = BatchReader(self.data.train, self.settings.batch, self.settings.time, self.settings.seed)
         held = model.parameters.data.nbytes + model.parameters.gradients_data.nbytes
         check_training_memory(
@@ -148,6 +127,7 @@ class Trainer:
         self.step = 0
         self._best, self._without_better = math.inf, 0
         self._interrupted = False
+        self._asked: dict[str, Any] = {}  # of the model's options what run.json says, where this machine cannot do so
 
     @classmethod
     def resume(
@@ -156,51 +136,124 @@ class Trainer:
         data: Dataset | None = None,
         *,
         checkpoint_activations: bool | None = None,
+        force_precision: bool | None = None,
         **options: Any,
     ) -> "Trainer":
         """The trainer of a run's folder, ready to go on from its newest checkpoint with the settings it began with.
 
-        data: the run's Dataset, if it has been moved since. checkpoint_activations: the model's from here on (None: as
-        before); the bits are the same either way. Other options as Trainer's.
+        data: the run's Dataset, if it has been moved since. checkpoint_activations, force_precision: the model's from here
+        on (None: as before); the bits are the same with or without the first. Other options as Trainer's. Raises
+        FileNotFoundError or ValueError naming the file that is damaged, and the newest checkpoint that is whole.
         """
         folder = Path(folder)
-        settings = read_json(folder / SETTINGS)
-        for name, kind in (("data", str), ("settings", dict), ("model", dict)):
-            value = settings.get(name)
-            if not isinstance(value, kind):
-                raise ValueError(f"{folder / SETTINGS}: field {name!r} must be a {kind.__name__}; got {value!r}")
-        if data is None:
-            data = open_dataset(folder / settings["data"])
-        model = Transformer.load(folder, **settings["model"])
-        assert model.tokenizer is not None
-        if checkpoint_activations is not None:
-            model.checkpoint_activations = checkpoint_activations
-        return cls(model, model.tokenizer, data, folder=folder, resume=True, **{**settings["settings"], **options})
+        saved = _read_run(folder / SETTINGS)
+        how = saved["model"]
+        changed = {"checkpoint_activations": checkpoint_activations, "force_precision": force_precision}
+        how.update({name: value for name, value in changed.items() if value is not None})
+        with locked(folder):
+            checkpoint, _ = whole_checkpoint(folder)
+            if data is None:
+                data = open_dataset(folder / saved["data"])
+            model = Transformer.load(checkpoint, **how)
+        assert model.tokenizer is not None  # a whole checkpoint has one
+        trainer = cls(model, model.tokenizer, data, folder=folder, resume=True, **{**saved["settings"], **options})
+        trainer._asked = {name: how[name] for name in ("precision",) if name in how}
+        return trainer
 
     def fit(self) -> TrainResult:
-        """Train to the last step, an early stop or Ctrl-C (which finishes the step and saves).
+        """Train to the last step, an early stop, or Ctrl-C, SIGTERM or SIGHUP (which finish the step and save).
 
         Raises NonFiniteError naming the step and the first place that is NaN or infinite, with nothing overwritten;
-        OSError if a checkpoint cannot be written, with the older ones intact.
+        OSError if a checkpoint cannot be written, with the older ones intact, or another run uses the folder; ValueError if
+        the run is past `steps`, or its checkpoint damaged or of other data.
         """
-        clean_up(self.folder)
-        if self._resume:
-            self.step, state = restore_checkpoint(self.folder, self.model, self.optimizer)
-            self.reader.restore(state["reader"])
-            if self.step > 0:  # step 0 is evaluated once more, and must not count as one without a gain
-                self._best, self._without_better = state["best"] or math.inf, state["without_better"]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        about = {"data": self._data_path(), "model": self.model.options, "settings": asdict(self.settings)}
-        write_json(self.folder / SETTINGS, about)
-        metrics = MetricsWriter(self.folder, step=self.step, tensorboard=self._tensorboard)
-        result = TrainResult(self.folder, step=self.step)
-        try:
-            with Interrupts(self), self._bar() as bar:
-                self._loop(result, metrics, bar)
-        finally:
-            metrics.close()
+        with locked(self.folder):
+            clean_up(self.folder)
+            if self._resume:
+                self._restore()
+            elif self.step == 0:  # another run may have been there since this one was made
+                self._require_no_run()
+            if self.settings.steps < self.step:
+                raise ValueError(
+                    f"Trainer: steps must be at least {self.step}, which this run has reached; got {self.settings.steps}"
+                )
+            about = {
+                "data": self._data_path(), "model": {**self.model.options, **self._asked},
+                "settings": asdict(self.settings),
+            }  # fmt: skip
+            replace_file(self.folder / SETTINGS, json.dumps(about, indent=2) + "\n")
+            metrics = MetricsWriter(self.folder, step=self.step, tensorboard=self._tensorboard)
+            result = TrainResult(self.folder, step=self.step)
+            try:
+                with Interrupts(self) as interrupts, self._bar() as bar:
+                    self._loop(result, metrics, bar)
+                    result.signal = interrupts.number
+            finally:
+                metrics.close()
         result.peak_memory = peak_memory()
         return result
+
+    # ---- what can be wrong ----
+
+    def _require_no_run(self) -> None:
+        if list_checkpoints(self.folder):
+            raise FileExistsError(f"{self.folder} already holds a run; resume it, or choose another folder")
+
+    def _check_sample_prompt(self, tokenizer: Tokenizer) -> None:
+        """ValueError now instead of at the first sample."""
+        settings, context = self.settings, self.model.config.context
+        if not settings.sample_every:
+            return
+        try:
+            count = len(tokenizer.encode(settings.sample_prompt, begin=True))
+        except ValueError as error:
+            raise ValueError(f"Trainer: sample_prompt: {error}") from error
+        if not 1 <= count <= context:
+            raise ValueError(
+                f"Trainer: sample_prompt must have 1 to {context} tokens, the model's context; got {count}: "
+                f"{settings.sample_prompt[:40]!r}"
+            )
+
+    def _check_data(self, tokenizer: Tokenizer) -> None:
+        """ValueError for data of another tokenizer, or without what the settings need. Of a run that goes on the checkpoint
+        knows the data: a newer library may write the same tokenizer in other words."""
+        train, validation = self.data.train, self.data.validation
+        if validation.digest != train.digest:
+            raise ValueError(f"Trainer: {validation.path} was made with another tokenizer than {train.path}")
+        if not self._resume and train.digest != tokenizer_digest(tokenizer):
+            raise ValueError(
+                f"Trainer: {train.path} was made with another tokenizer: it says {train.digest.hex()}, the tokenizer's "
+                f"digest is {tokenizer_digest(tokenizer).hex()}. Tokenize the text with this one, or train with that one"
+            )
+        if train.vocab > self.model.config.vocab:
+            raise ValueError(
+                f"Trainer: the data's vocab of {train.vocab} is more than the model's {self.model.config.vocab}"
+            )
+        if self.settings.patience and len(validation) < 2:
+            raise ValueError(
+                f"Trainer: patience {self.settings.patience} counts validation losses and needs a validation part of at "
+                f"least 2 tokens; {validation.path} has {len(validation)}"
+            )
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint."""
+        self.step, state = restore_checkpoint(self.folder, self.model, self.optimizer)
+        where = list_checkpoints(self.folder)[-1] / STATE
+        for name, kinds, expected in (
+            ("reader", dict, "an object"), ("best", (int, float, type(None)), "a number or null"),
+            ("without_better", int, "an integer"),
+        ):  # fmt: skip
+            if name not in state or not isinstance(state[name], kinds):
+                got = f"got {state[name]!r}" if name in state else "it is missing"
+                raise ValueError(f"{where}: state's {name!r} must be {expected}; {got}. {way_on(self.folder)}")
+        try:
+            self.reader.restore(state["reader"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if self.step > 0:  # step 0 is evaluated once more, and must not count as one without a gain
+            self._best, self._without_better = state["best"] or math.inf, state["without_better"]
+
+    # ---- the loop ----
 
     def _data_path(self) -> str:
         """Where the data lies: within the run's folder if it does, so that the folder can be moved."""
@@ -216,12 +269,13 @@ class Trainer:
             result.reason = "early stop"
         first_profiled = self.step + min(WARM_STEPS, max(0, settings.steps - self.step - PROFILED_STEPS))
         while self.step < settings.steps and not self._interrupted and result.reason != "early stop":
-            started = clock.perf_counter()
             inside = first_profiled <= self.step < first_profiled + PROFILED_STEPS
-            with profiled(result.profile) if inside else nullcontext():
+            with profiled(result.profile) if inside else nullcontext():  # which first measures the machine, for seconds
+                started = clock.perf_counter()
                 loss, norm, rate = self._one_step()
+                seconds = clock.perf_counter() - started
             self.step += 1
-            self._report(result, metrics, bar, loss, norm, rate, clock.perf_counter() - started)
+            self._report(result, metrics, bar, loss, norm, rate, seconds)
             if _due(self.step, settings.evaluate_every):
                 self._evaluate(result, metrics, bar)
                 evaluated_at = self.step
@@ -251,7 +305,7 @@ class Trainer:
         """(mean loss, gradient norm, learning rate) of one optimizer step."""
         settings = self.settings
         rate = learning_rate_at(
-            self.step, steps=settings.steps, peak=settings.learning_rate, minimum=settings.min_learning_rate,
+            self.step, steps=settings.steps, peak=settings.learning_rate, minimum=settings.lowest_rate,
             warmup=settings.warmup, schedule=settings.schedule,
         )  # fmt: skip
         total = 0.0
@@ -328,26 +382,51 @@ class Trainer:
             save_checkpoint(self.folder, self.step, self.model, self.optimizer, state, self.settings.keep_last)
         except OSError as error:
             kept = list_checkpoints(self.folder)
-            raise OSError(
-                error.errno,
-                f"step {self.step} could not be saved ({error.strerror or error}); "
-                + (f"the checkpoint {kept[-1]} is intact" if kept else "there is no older checkpoint"),
-            ) from error
+            message = f"step {self.step} could not be saved ({error.strerror or error}); " + (
+                f"the checkpoint {kept[-1]} is intact" if kept else "there is no older checkpoint"
+            )
+            raise OSError(*filter(None, (error.errno, message))) from error
 
     def _tell(self, bar: Any, message: str) -> None:
         """Validation losses and samples: to on_message if there is one, else above the bar if there is one."""
-        if self._on_message is not None:
-            self._on_message(message)
-        elif self.progress:
-            bar.write(message)
+        try:
+            if self._on_message is not None:
+                self._on_message(message)
+            elif self.progress:
+                bar.write(message)
+        except OSError:
+            if not self._interrupted:  # by SIGHUP: the terminal is gone, and the step is yet to be saved
+                raise
 
     def _bar(self) -> Any:
         from tqdm import tqdm
 
         return tqdm(
-            total=self.settings.steps, initial=self.step, desc="training", unit="step", disable=not self.progress,
-            dynamic_ncols=True, mininterval=0.3,
+            total=self.settings.steps, initial=self.step, desc="training", unit="step",
+            disable=not self.progress or self.step == self.settings.steps, dynamic_ncols=True, mininterval=0.3,
         )  # fmt: skip
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """What run.json holds. FileNotFoundError, or ValueError that names it, the field and its value."""
+    run = read_json(path)
+    for name, kind in (("data", str), ("settings", dict), ("model", dict)):
+        value = run.get(name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{path}: field {name!r} must be a {kind.__name__}; got {value!r}")
+    known = {"settings": [field.name for field in fields(TrainSettings)], "model": [*MODEL_FLAGS, "precision"]}
+    for name, names in known.items():
+        for unknown in run[name].keys() - set(names):
+            raise ValueError(f"{path}: {name} has an unknown field {unknown!r}; known are {', '.join(sorted(names))}")
+    try:
+        TrainSettings(**run["settings"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_choice(f"{path}: model", "precision", run["model"].get("precision", PRECISIONS[0]), PRECISIONS)
+    for name in MODEL_FLAGS:
+        if not isinstance(run["model"].get(name, False), bool):
+            raise ValueError(f"{path}: model: {name} must be true or false; got {run['model'][name]!r}")
+    return run
 
 
 def _due(step: int, every: int) -> bool:

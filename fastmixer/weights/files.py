@@ -17,7 +17,8 @@ OLD_PREFIX = f"{TEMPORARY_PREFIX}old-"  # what stood there, for the moment betwe
 def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Make folder hold exactly what write(temporary folder) wrote: written beside, synced, then renamed into place.
 
-    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError as it came.
+    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError, which names the
+    folder where it named nothing (a full disk is told of without a name).
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +30,10 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
         raise
     old = folder.parent / f"{OLD_PREFIX}{folder.name}"
     if folder.exists():
@@ -81,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deeply; the former also of numbers too long
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(value).__name__}")

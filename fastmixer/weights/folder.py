@@ -1,5 +1,6 @@
 """A model folder: config.json, model.safetensors, tokenizer.json. Knows the files, not what the fields mean."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,10 +78,17 @@ def newest_checkpoint(run: str | Path) -> Path | None:
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Arrays by name as one safetensors file."""
+    """Arrays by name as one safetensors file. OSError names the file."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+    try:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+    except SafetensorError as error:  # which tells of a full disk in words
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise OSError(f"{path} could not be written: {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

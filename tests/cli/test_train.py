@@ -3,10 +3,13 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
 import fastmixer as fm
+from fastmixer.data import open_dataset
+from fastmixer.kernels import select, threads
 from fastmixer.train.metrics import read_metrics
 
 
@@ -24,7 +27,7 @@ def test_it_says_what_it_does(trained):
     assert lines[7].startswith("where a step goes")
     assert lines[-3].startswith("whole step") and len(lines) <= 22 and max(map(len, lines[7:-1])) <= 90
     assert lines[-1] == f'saved in {folder}; try: fastmixer generate {folder} "Once"'
-    assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl", "data", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} == {"run.json", "metrics.jsonl", "data", "checkpoints", ".lock"}
     assert isinstance(fm.Transformer.load(folder), fm.Transformer)
 
 
@@ -32,7 +35,10 @@ def test_resume_of_a_finished_run_changes_nothing(run, trained):
     folder, _ = trained
     before, rows = fm.Transformer.load(folder).parameters.data.copy(), read_metrics(folder)
     result = run("train", "--out", folder, "--resume", "--no-progress")
-    assert result.exit_code == 0 and "finished at step 12" in result.output
+    assert result.exit_code == 0 and re.fullmatch(r"finished at step 12: validation loss .*", result.output.splitlines()[-2])
+    assert result.output.splitlines()[-1] == "nothing was left to do: all its steps were done; --steps N with N over 12 trains on"
+    result = run("train", "--out", folder, "--resume", "--no-progress", "--steps", 3)
+    assert result.exit_code == 1 and "Error: Trainer: steps must be at least 12, which this run has reached; got 3" in result.output
     assert (fm.Transformer.load(folder).parameters.data == before).all() and read_metrics(folder)[: len(rows)] == rows
 
 
@@ -90,14 +96,17 @@ def test_a_run_is_not_overwritten(run, trained, text_file, train_options):
     assert f"Error: {trained[0]} already holds a run: add --resume to go on, or choose another --out" in result.output
 
 
-def test_jsonl_and_a_tokenizer_of_ones_own(run, tmp_path, trained, train_options):
-    path = tmp_path / "texts.jsonl"
+@pytest.mark.parametrize("name", ["texts.jsonl", "texts.ndjson"])
+def test_json_lines_and_a_tokenizer_of_ones_own(run, tmp_path, trained, train_options, name):
+    path = tmp_path / name
     path.write_text("".join(json.dumps({"body": f"story {i}: the cat sat on the mat."}) + "\n" for i in range(60)))
     tokenizer = next(trained[0].glob("checkpoints/*/tokenizer.json"))
     options = [*train_options, "--field", "body", "--tokenizer", tokenizer, "--steps", "2"]
     result = run("train", path, "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
     assert fm.load(tmp_path / "run").tokenizer.to_json() == fm.Tokenizer.load(tokenizer).to_json()
+    text = fm.Tokenizer.load(tokenizer).decode(open_dataset(tmp_path / "run" / "data").train.tokens)
+    assert re.fullmatch(r"(story [^:{]+: the cat sat on the mat\.)+", text)
     result = run("train", path, "--out", tmp_path / "other", *train_options)
     assert result.exit_code == 1 and f"{path}" in result.output and "'text'" in result.output
 
@@ -127,7 +136,10 @@ LONG = b"the cat sat on the mat. " * 50
         (_file("a.txt", LONG), ["--dropout", "1"], "ModelConfig: dropout must be >= 0 and < 1; got 1.0"),
         (_file("a.txt", LONG), ["--schedule", "step"], "TrainSettings: schedule must be one of 'cosine', 'linear', 'constant'; got 'step'"),
         (_file("a.txt", LONG), ["--tokenizer", "nowhere"], "nowhere"),
-        (_file("a.jsonl", b'{"text": "a"}\n{broken\n'), [], "a.jsonl"),
+        (_file("a.jsonl", b'{"text": "a"}\n{broken\n'), [], "a.jsonl, line 2: not JSON"),
+        (_file("a.jsonl", b'{"text": "a"}\n{"text": "b", "n": ' + b"9" * 5000 + b"}"), [], "a.jsonl, line 2: not JSON: Exceeds the limit"),
+        (_file("a.ndjson", b'{"text": "a"}\n' + b"[" * 100_000), [], "a.ndjson, line 2: not JSON: maximum recursion depth"),
+        (_file("a.jsonl", b'{"text": "a\\ud800"}'), [], "a.jsonl, line 1: 'text' holds half a surrogate pair"),
     ],
 )  # fmt: skip
 def test_bad_input(run, tmp_path, train_options, make, options, text):
@@ -163,7 +175,7 @@ def test_a_damaged_shard_is_refused(run, tmp_path, text_file, train_options):
         ("run.json", "{", "run.json is not JSON: "),
         ("run.json", "{}", "run.json: field 'data' must be a str; got None"),
         ("run.json", '{"data": "data", "settings": 3}', "run.json: field 'settings' must be a dict; got 3"),
-        ("metrics.jsonl", '{"step": 0}\nnonsense\n', "metrics.jsonl, line 2 is not JSON: "),
+        ("run.json", '{"data": "data", "settings": {"pace": 1}, "model": {}}', "run.json: settings has an unknown field 'pace'"),
     ],
 )
 def test_a_damaged_run_is_one_line_that_names_the_file(run, trained, tmp_path, name, content, text):
@@ -176,3 +188,70 @@ def test_a_damaged_run_is_one_line_that_names_the_file(run, trained, tmp_path, n
     result = run("train", "--out", folder, "--resume", "--no-progress")
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {folder}/{text}"), result.output
     assert result.stderr.count("\n") == 1
+
+
+def test_a_broken_log_is_one_line_and_the_run_goes_on(run, trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    (folder / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n')
+    result = run("train", "--out", folder, "--resume", "--no-progress", "--steps", 13)
+    assert result.exit_code == 0 and result.stderr.startswith(f"Warning: {folder}/metrics.jsonl, line 2 is not JSON: ")
+    assert result.stderr.count("\n") == 1 and [row["step"] for row in read_metrics(folder)] == [0, 13, 13]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--precision", "int8"], "Transformer: precision must be one of 'float32', 'bfloat16'; got 'int8'"),
+        (["--sparse-embedding"], "Transformer: sparse_embedding needs an untied head: a tied one moves every row"),
+        (["--time", "33", "--context", "32"], "Trainer: time 33 is longer than the model's context of 32"),
+        (["--validation", "1"], "train: validation must be >= 0 and < 1; got 1.0"),
+        (["--validation", "nan"], "train: validation must be >= 0 and < 1; got nan"),
+        (["--patience", "3", "--validation", "0"], "train: patience 3 counts validation losses and needs validation > 0; got 0"),
+        (["--patience", "3", "--evaluate-every", "0"], "Trainer: patience 3 counts evaluations and needs evaluate_every >= 1; got 0"),
+        (["--learning-rate", "5e-5", "--min-learning-rate", "1e-4"], "Trainer: min_learning_rate must be at most "),
+        (["--clip-norm", "inf"], "TrainSettings: clip_norm must be a finite number > 0, or None for no clipping; got inf"),
+        (["--tensorboard"], 'tensorboard=True needs tensorboardX: pip install "fastmixer[tensorboard]"'),
+        ({"FASTMIXER_ISA": "foo"}, "FASTMIXER_ISA must be one of "),
+        ({"FASTMIXER_KERNELS": "foo"}, "FASTMIXER_KERNELS must be one of "),
+        ({"FASTMIXER_THREADS": "abc"}, "FASTMIXER_THREADS must be an integer >= 1; got 'abc'"),
+    ],
+)
+def test_options_are_judged_before_work_begins(run, tmp_path, text_file, monkeypatch, options, text):
+    def work(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr("fastmixer.text.train_tokenizer", work)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    if isinstance(options, dict):
+        monkeypatch.setattr(select, "_chosen", {})
+        monkeypatch.setattr(threads, "_threads", None)
+        for name, value in options.items():
+            monkeypatch.setenv(name, value)
+        options = []
+    result = run("train", text_file, "--out", tmp_path / "run", "--tokenizer", "characters", *options)
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {text}") and result.stderr.count("\n") == 1, result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("typed", "norm"), [("0", None), ("none", None), ("0.5", 0.5)])
+def test_clipping_can_be_switched_off(run, tmp_path, text_file, train_options, typed, norm):
+    result = run("train", text_file, "--out", tmp_path, *train_options, "--steps", 1, "--clip-norm", typed)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["clip_norm"] == norm
+    result = run("train", text_file, "--out", tmp_path, "--clip-norm", "much")
+    assert result.exit_code == 2 and "'--clip-norm': must be a number, or 0 or none for no limit; got 'much'" in result.output
+
+
+def test_a_precision_may_be_forced_from_a_resume_on(run, trained, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    monkeypatch.setattr("fastmixer.model.precision.is_fast", lambda: False)
+    saved = json.loads((folder / "run.json").read_text())
+    saved["model"]["precision"] = "bfloat16"
+    (folder / "run.json").write_text(json.dumps(saved))
+    result = run("train", "--out", folder, "--resume", "--no-progress")
+    assert result.exit_code == 0 and "Warning: precision 'bfloat16' has no instructions here" in result.stderr
+    result = run("train", "--out", folder, "--resume", "--no-progress", "--force-precision")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert json.loads((folder / "run.json").read_text())["model"]["precision"] == "bfloat16"

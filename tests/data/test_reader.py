@@ -67,6 +67,32 @@ def test_a_state_of_another_reader_is_refused(counting):
         BatchReader(counting, 4, 8, seed=1).restore(state)
 
 
+def test_a_state_of_other_tokens_is_refused(counting, tmp_path):
+    state = BatchReader(counting, 4, 16).state()
+    for name, step, digest, what in (("a", -1, bytes(16), "their checksum"), ("b", 1, b"x" * 16, "the digest of their tokenizer")):
+        write_shard(tmp_path / name, np.array(counting.tokens[::step]), 1000, digest)
+        reader = BatchReader(TokenShard.open(tmp_path / name), 4, 16)
+        text = f"BatchReader: {tmp_path / name} holds other tokens than those that were read: {what} is "
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
+            reader.restore(state)
+        reader.restore({key: value for key, value in state.items() if key not in ("crc", "tokenizer")})  # as once saved
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"epoch": None}, "the saved epoch must be an integer >= 0; got None"),
+        ({"epoch": 1.0}, "the saved epoch must be an integer >= 0; got 1.0"),
+        ({"position": -1}, "the saved position must be an integer >= 0; got -1"),
+        ({"position": 99}, "the saved position must be at most 61, the windows of an epoch; got 99"),
+    ],
+)
+def test_a_damaged_state_is_named(counting, change, text):
+    reader = BatchReader(counting, 4, 16)
+    with pytest.raises(ValueError, match=f"^BatchReader: {re.escape(text)}$"):
+        reader.restore({**reader.state(), **change})
+
+
 def test_validation_reads_in_order(counting):
     batches = list(iterate_batches(counting, 8, 30))
     ids = np.concatenate([ids for ids, _ in batches])

@@ -2,12 +2,14 @@
 
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
 
 from fastmixer.data import TokenShard, open_dataset, write_dataset
-from fastmixer.data.shards import HEADER_BYTES, write_shard
+from fastmixer.data.shards import HEADER_BYTES, tokenizer_digest, write_shard
+from fastmixer.text import Tokenizer
 from fastmixer.text.assets import alice_text
 
 
@@ -45,10 +47,25 @@ def test_several_files_and_another_field(tokenizer, tmp_path):
     assert len(data.validation) == 0
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.NdJson"])
+def test_json_lines_by_their_names(tokenizer, tmp_path, name):
+    (tmp_path / name).write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two\\r\\n"}')
+    data = write_dataset(tmp_path / name, tokenizer, tmp_path / "d", validation_fraction=0)
+    assert (data.train.tokens == tokenizer.end_id).sum() == 2 and tokenizer.decode(data.train.tokens) == "onetwo\r\n"
+
+
 def test_large_vocabularies_take_four_bytes(tmp_path):
     write_shard(tmp_path / "s", np.array([70_000, 3], np.uint32), 80_000, bytes(16))
     shard = TokenShard.open(tmp_path / "s")
     assert shard.tokens.dtype == np.uint32 and shard.tokens.tolist() == [70_000, 3]
+
+
+def test_a_shard_tells_its_tokenizer_and_its_checksum(tokenizer, dataset, tmp_path):
+    tokenizer.save(tmp_path)
+    assert dataset.train.digest == dataset.validation.digest == tokenizer_digest(Tokenizer.load(tmp_path))
+    assert dataset.train.crc == zlib.crc32(dataset.train.tokens.tobytes()) != dataset.validation.crc
+    write_shard(tmp_path / "none", np.empty(0, np.uint16), 9, bytes(16))
+    assert TokenShard.open(tmp_path / "none").crc == 0
 
 
 def damaged(tmp_path, change):
@@ -102,8 +119,12 @@ def test_every_truncation_and_every_header_bit_is_noticed(tmp_path):
         ("a.txt", b"\0\1", "is binary, not text: byte 0 is 0x00"),
         ("a.txt", b"ab\xff", "is not UTF-8 text: byte 2 is 0xff"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", b'{"body": "a"}\n', "a.jsonl, line 1: no text field 'text'; got 'body'"),
-        ("a.jsonl", b"[1]\n", "a.jsonl, line 1: no text field 'text'; got list"),
+        ("a.jsonl", b'{"body": "a"}\n', "a.jsonl, line 1: has no field 'text'; it has 'body'"),
+        ("a.jsonl", b"[1]\n", "a.jsonl, line 1: must be an object with 'text'; got list"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b", "n": ' + b"9" * 5000 + b"}\n", "a.jsonl, line 2: not JSON: Exceeds the limit"),
+        ("a.ndjson", b'{"text": "a"}\n' + b"[" * 100_000, "a.ndjson, line 2: not JSON: maximum recursion depth"),
+        ("a.jsonl", b'\n{"text": "a\\ud800"}\n', "a.jsonl, line 2: 'text' holds half a surrogate pair"),
+        ("a.JSONL", b"plain", "a.JSONL, line 1: not JSON"),
     ],
 )
 def test_bad_text_is_named_and_leaves_nothing(tokenizer, tmp_path, name, content, text):

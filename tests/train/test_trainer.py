@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -67,6 +68,35 @@ def test_rows_of_an_untied_embedding_resume_too(tmp_path, tokenizer, new_model, 
     assert second.model.options["sparse_embedding"] and second.fit().step == 7
     for expected, got in zip(_weights(straight), _weights(second), strict=True):
         assert np.array_equal(expected, got)
+
+
+def test_a_forced_precision_is_forced_again(tmp_path, tokenizer, new_model, new_trainer, monkeypatch):
+    monkeypatch.setattr("fastmixer.model.precision.is_fast", lambda: False)  # where nothing multiplies it fast
+
+    def model():
+        how = {"precision": "bfloat16", "force_precision": True}
+        return fm.Transformer(new_model().config, seed=1, tokenizer=tokenizer, **how)
+
+    straight = new_trainer(tmp_path / "straight", model(), steps=5)
+    straight.fit()
+    first = new_trainer(tmp_path / "stopped", model(), steps=5)
+    _stop_after(first, 2)
+    first.fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = fm.Trainer.resume(tmp_path / "stopped", progress=False)
+    assert second.model.precision == "bfloat16" and second.fit().step == 5
+    for expected, got in zip(_weights(straight), _weights(second), strict=True):
+        assert np.array_equal(expected, got)
+
+    settings = tmp_path / "stopped" / "run.json"
+    written = json.loads(settings.read_text())
+    assert written["model"].pop("force_precision") is True  # as runs were written before they told
+    settings.write_text(json.dumps(written))
+    with pytest.warns(RuntimeWarning, match="going on in float32"):
+        assert fm.Trainer.resume(tmp_path / "stopped", progress=False).model.precision == "float32"
+    monkeypatch.setattr("fastmixer.model.precision.is_fast", lambda: True)
+    assert fm.Trainer.resume(tmp_path / "stopped", progress=False).model.precision == "bfloat16"
 
 
 def test_what_is_measured_shown_and_kept_changes_no_bit(tmp_path, new_trainer, new_model):
@@ -203,7 +233,9 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path, new_trainer, mo
     assert fm.Trainer.resume(tmp_path, progress=False).fit().step == 6
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, number, status):
+    """So do the signals by which a system ends a process."""
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 400)
     run = tmp_path / "run"
@@ -213,13 +245,26 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     deadline = time.monotonic() + 60
     while len(read_metrics(run)) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
+    assert process.returncode == status, errors
     match = re.search(r"^interrupted: step (\d+) is finished and saved; go on with: fastmixer train --out (\S+) --resume$", output, re.M)
     assert match and match[2] == str(run), output
     assert list_checkpoints(run)[-1].name == f"step-{int(match[1]):08d}"
     assert read_metrics(run)[-1]["step"] == int(match[1]) and "Traceback" not in errors
+
+
+def test_measuring_the_machine_is_no_part_of_a_step(tmp_path, new_trainer, monkeypatch):
+    def slowly(*what):
+        time.sleep(0.2)
+        return 1e12
+
+    monkeypatch.setattr("fastmixer.ops.profile.measured_bandwidth", slowly)
+    trainer = new_trainer(tmp_path, steps=8, evaluate_every=0)
+    monkeypatch.setattr(trainer, "_one_step", lambda: (1.0, 1.0, 1.0))
+    result = trainer.fit()
+    assert result.profile.steps == trainer_module.PROFILED_STEPS
+    assert max(row["seconds"] for row in read_metrics(tmp_path) if "seconds" in row) < 0.1
 
 
 @pytest.mark.parametrize(

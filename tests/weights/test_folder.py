@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import safetensors
 
 import fastmixer as fm
 from fastmixer.model import ModelConfig
@@ -127,3 +128,32 @@ def test_damage_is_named(folder, damage, error, text):
 def test_absent(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent is not a folder; a model folder holds config.json and model.safetensors"):
         fm.Transformer.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("message", "number", "text"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", errno.ENOSPC, "[Errno 28] No space left on device: '{p}'"),
+        ("Error while serializing: something new", None, "{p} could not be written: Error while serializing: something new"),
+    ],
+)  # fmt: skip
+def test_tensors_that_cannot_be_written_name_their_file(tmp_path, monkeypatch, message, number, text):
+    def full(*arguments):
+        raise safetensors.SafetensorError(message)
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(OSError, match=f"^{re.escape(text.format(p=path))}$") as caught:
+        write_tensors(path, {"a": np.zeros(3, np.float32)})
+    assert caught.value.errno == number
+
+
+def test_a_real_file_that_grows_too_large(tmp_path):
+    resource = pytest.importorskip("resource")
+    before, path = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "model.safetensors"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{path}'$"):
+            write_tensors(path, {"a": np.zeros(3000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
