@@ -39,6 +39,7 @@ class LateBar(AbstractContextManager["LateBar"]):
     def _begun_then(self) -> Any:
         from tqdm import tqdm
 
-        bar = tqdm(total=self._total, delay=self._after, dynamic_ncols=True, leave=False, **self._look)
+        # All in one place: bars of other threads would else stand below each other, by codes that move the cursor.
+        bar = tqdm(total=self._total, delay=self._after, dynamic_ncols=True, leave=False, position=0, **self._look)
         bar.start_t = bar.last_print_t = self._begin  # its rate and the time left count from there
         return bar

@@ -3,6 +3,7 @@
 Imported only when asked for (fastmixer.sklearn); scikit-learn comes with `pip install "fastmixer[sklearn]"`.
 """
 
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,7 +63,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.offline = offline
 
     def fit(self, X: Iterable[str], y: Any = None) -> "Embedder":
-        """Opens the model. Raises as fastmixer.load does."""
+        """Opens the model. Raises as fastmixer.load does, and ValueError for one that gives no vectors."""
         self._sentence_model()
         return self
 
@@ -86,6 +87,11 @@ class Embedder(TransformerMixin, BaseEstimator):
         place = self.model
         if isinstance(place, SentenceModel):
             return self._with_its_own_pooling(place)
+        if not isinstance(place, str | os.PathLike):
+            raise TypeError(
+                "Embedder: model must be a folder, a name on huggingface.co or a SentenceModel; got "
+                f"{type(place).__name__}"
+            )
         key = (str(place), self.weights, self.pooling, self.offline)
         held: tuple[Any, SentenceModel] | None = getattr(self, "_held", None)
         if held is None or held[0] != key:
@@ -108,6 +114,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         return opened.embedder(self.pooling)
 
     def _with_its_own_pooling(self, model: SentenceModel) -> SentenceModel:
+        model.require_vectors("Embedder")
         if self.pooling is not None:
             raise ValueError(f"Embedder: {model.name} says itself how it makes vectors; pooling must be None")
         return model

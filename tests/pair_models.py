@@ -7,9 +7,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from tiny_encoders import TINY, WORDS, write_modules, write_pooling, write_tokenizer
 
+import fastmixer as fm
 from fastmixer.weights.safetensors_file import SafetensorsFile
 
 SIDE = 13  # words of either language
+QUICK = {"steps": 4, "batch": 8, "learning_rate": 3e-3, "holdout": 0, "progress": False}
+TEXTS = ["the bank by river", "alice introduced bob", "chloe", "old house and water!"]
 LEFT, RIGHT = ([word for word in WORDS if word.isalpha()][first : first + SIDE] for first in (0, SIDE))
 
 
@@ -45,3 +48,12 @@ def made_pairs(count, seed=0):
         anchor, positive = (" ".join(side[i] for i in rng.permutation(chosen)) for side in (LEFT, RIGHT))
         found.setdefault(chosen, (anchor, positive))
     return list(found.values())
+
+
+def tune(model, out, pairs=None, **options):
+    trainer = fm.EmbedderTrainer(model, made_pairs(40) if pairs is None else pairs, out=out, **{**QUICK, **options})
+    return trainer, trainer.fit()
+
+
+def embed(folder):
+    return fm.load(folder, weights="float32").embed(TEXTS)

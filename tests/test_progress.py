@@ -50,3 +50,12 @@ def test_never_if_not_wanted(clock, capsys):
         clock(5)
         bar.update(3)
     assert capsys.readouterr().err == ""
+
+
+def test_bars_of_several_threads_do_not_move_the_cursor(clock, capsys):
+    with LateBar(4, after=0, desc="one") as one, LateBar(4, after=0, desc="other") as other:
+        clock(2)
+        one.update(1)
+        other.update(1)
+    shown = capsys.readouterr().err
+    assert "one:  25%" in shown and "other:  25%" in shown and "\n" not in shown and "\x1b" not in shown

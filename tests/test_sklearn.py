@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tiny_encoders import make_sentence_folder
+from tiny_encoders import TINY, make_sentence_folder, write_tokenizer
 
 import fastmixer as fm
 from fastmixer.embed import load_sentence_model
@@ -82,6 +83,8 @@ def test_parameters(folder, vectors):
         np.testing.assert_array_equal(embedder.transform(TEXTS), load_sentence_model(folder, weights).embed(TEXTS))
         assert embedder._sentence_model().encoder.weights == weights
     assert repr(fm.sklearn.Embedder("a", prompt="x")) == "Embedder(model='a', prompt='x')"
+    model = load_sentence_model(folder, "float32")
+    assert repr(fm.sklearn.Embedder(model)) == "Embedder(model=SentenceModel('tiny', dim=32, weights='float32'))"
 
 
 def test_clones_share_the_open_model(folder, vectors):
@@ -185,6 +188,18 @@ def test_what_are_no_texts(folder, error, match, texts):
 def test_models_that_are_none(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         fm.sklearn.Embedder(tmp_path / "none").fit(TEXTS)
+    with pytest.raises(
+        TypeError, match="^Embedder: model must be a folder, a name on .* or a SentenceModel; got NoneType$"
+    ):
+        fm.sklearn.Embedder(None).fit(TEXTS)
+    cross = tmp_path / "cross"
+    shutil.copytree(TINY / "bert-classifier", cross)
+    write_tokenizer(cross)
+    for model in (cross, fm.load(cross)):
+        with pytest.raises(
+            ValueError, match="^Embedder: cross is a cross-encoder or classifier, which gives no vectors"
+        ):
+            fm.sklearn.Embedder(model).fit(TEXTS)
     with pytest.raises(ValueError, match="^Embedder: tiny says itself how it makes vectors; pooling must be None$"):
         fm.sklearn.Embedder(folder, pooling="last").fit(TEXTS)
     with pytest.raises(ValueError, match="^Embedder: tiny says itself how it makes vectors; pooling must be None$"):

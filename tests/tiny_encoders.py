@@ -51,16 +51,21 @@ def write_pooling(folder, mode, dim=32):
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **fields})
 
 
-def write_dense(folder, place, inputs, outputs, bias=True, activation="torch.nn.modules.activation.Tanh"):
-    """A Dense module of random weights: (weight, bias or None)."""
+def write_dense(
+    folder, place, inputs, outputs, bias=True, activation="torch.nn.modules.activation.Tanh", use_residual=False
+):
+    """A Dense module of random weights: (weight, bias or None), with use_residual also the residual's weight or None."""
     rng = np.random.default_rng(len(place) + inputs)
     tensors = {"linear.weight": rng.standard_normal((outputs, inputs), dtype=np.float32)}
     if bias:
         tensors["linear.bias"] = rng.standard_normal(outputs, dtype=np.float32)
+    if use_residual and inputs != outputs:
+        tensors["residual.weight"] = rng.standard_normal((outputs, inputs), dtype=np.float32)
     fields = {"in_features": inputs, "out_features": outputs, "bias": bias, "activation_function": activation}
-    write_json(folder / place / "config.json", fields)
+    write_json(folder / place / "config.json", {**fields, "use_residual": True} if use_residual else fields)
     save_file(tensors, str(folder / place / "model.safetensors"))
-    return tensors["linear.weight"], tensors.get("linear.bias")
+    made = tensors["linear.weight"], tensors.get("linear.bias")
+    return (*made, tensors.get("residual.weight")) if use_residual else made
 
 
 def make_sentence_folder(folder, prompts):

@@ -1,11 +1,24 @@
 """`fastmixer embed`: a file of texts in, a file of vectors out. Knows only how to ask and to print."""
 
+import re
+import signal
+import sys
+import threading
 import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fastmixer.cli import options
+
+TERMINATED = 128 + signal.SIGTERM  # the exit status, as shells have it
+KEPT = 1 << 14  # numbers of lines that were read last: more than texts are read ahead of the encoder
+TEXT = re.compile(r"\btexts\[(\d+)\]")
 
 
 @click.command("embed")
@@ -40,7 +53,8 @@ def embed(
     MODEL is an encoder's folder (BERT, MiniLM, BGE, E5, GTE, MPNet, ModernBERT), a decoder made for vectors
     (Qwen3-Embedding), their names on huggingface.co, or, with --pooling, any language model. FILE is text, or .jsonl with
     an object a line; - reads stdin. Texts are read as they are needed, so both files may be larger than memory. OUTPUT
-    appears once all is well.
+    appears once all is well. If the model has a prompt called "document", "passage" or "corpus", texts get the first of
+    these, as queries get "query" in `fastmixer search`, unless --prompt or --prompt-name says otherwise (--prompt "": none).
 
     \b
     Examples:
@@ -50,15 +64,67 @@ def embed(
     """
     from fastmixer.text.text_file import TextFile
 
-    texts = TextFile(file, field)
+    texts = _Lines(TextFile(file, field))
     opened = options.load_sentence_model(model, weights, pooling, offline)
+    if prompt is None and prompt_name is None:
+        prompt = opened.prompt_for("document")
     began = time.perf_counter()
-    vectors = opened.embed_to(
-        output, texts, batch_tokens=batch_tokens, normalize=normalize, show_progress=None if progress else False,
-        dtype=dtype, prompt=prompt, prompt_name=prompt_name, truncate=truncate,
-    )  # fmt: skip
+    with _terminable(), texts.named():
+        vectors = opened.embed_to(
+            output, texts, batch_tokens=batch_tokens, normalize=normalize, show_progress=None if progress else False,
+            dtype=dtype, prompt=prompt, prompt_name=prompt_name, truncate=truncate,
+        )  # fmt: skip
     seconds = time.perf_counter() - began
     count, dim = vectors.shape
     click.echo(
         f"{count:,} texts, {dim} {dtype} numbers each, in {seconds:,.1f} s ({count / seconds:,.0f} texts/s): {output}"
     )
+
+
+class _Lines:
+    """The texts of a TextFile for embed_to, whose errors and warnings then name the line instead of texts[i]."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self._numbers: deque[int] = deque(maxlen=KEPT)
+        self._count = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file.lines():
+            self._numbers.append(line.number)
+            self._count += 1
+            yield line.text
+
+    def __length_hint__(self) -> int:
+        return int(self._file.__length_hint__())
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+            warnings.showwarning = lambda message, *rest: show(self._told(message), *rest)  # type: ignore[assignment]
+            try:
+                yield
+            except (TypeError, ValueError) as error:
+                if (told := self._told(error)) == str(error):
+                    raise
+                raise type(error)(told) from error
+
+    def _told(self, message: Any) -> str:
+        def place(found: re.Match[str]) -> str:
+            return f"{self._file.name}, line {self._numbers[int(found[1]) - self._count]}"
+
+        return TEXT.sub(place, str(message))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as an error does, so that no half of a file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

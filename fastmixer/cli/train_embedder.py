@@ -53,7 +53,8 @@ def train_embedder(
     PAIRS is a .jsonl file, one pair a line: {"anchor": "...", "positive": "..."}, or "query" and "text"; "negative" may
     add a text (or a list) that looks alike and does not belong. Every other text of a batch counts as a negative too.
     Models of the BERT family (MiniLM, BGE, E5, GTE-small), DistilBERT, RoBERTa, XLM-R, MPNet and ModernBERT. --out is a
-    folder for sentence-transformers and for `fastmixer embed`. Ctrl-C finishes the step and saves.
+    folder for sentence-transformers and for `fastmixer embed`, which finds the two prompts there. Ctrl-C finishes the step
+    and saves; a second one ends at once, with nothing written.
 
     \b
     Examples:

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fastmixer.embed.auto_weights import Choice, fastest_accurate
 from fastmixer.embed.batches import longest_first
 from fastmixer.embed.decoder_states import DecoderStates
-from fastmixer.embed.pooling import pool, unit_length
+from fastmixer.embed.pooling import DenseLayer, pool, unit_length
 from fastmixer.embed.sentence_tokenizer import Encoded, Pair, SentenceTokenizer
 from fastmixer.embed.vector_file import VectorFile
 from fastmixer.model.config import ModelConfig
 from fastmixer.model.decoder import WEIGHTS, Decoder
-from fastmixer.model.encoder import Encoder, dense
+from fastmixer.model.encoder import Encoder
 from fastmixer.model.encoder_config import EncoderConfig
 from fastmixer.ops.checks import check_choice, check_integer
 from fastmixer.progress import PROGRESS_AFTER, LateBar
@@ -36,6 +37,9 @@ from fastmixer.weights.hf_folder import open_folder
 BATCH_TOKENS = 4096  # of one call of the encoder
 WINDOW = 2048  # texts tokenized at once
 DTYPES = ("float32", "float16")
+# Names of the prompts for queries and for what they look for, the first that a model has counts: as sentence-transformers'
+# encode_query and encode_document.
+PROMPTS_FOR = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,8 @@ class SentenceModel:
         if isinstance(encoder, Encoder):
             self._head, self._has_types = encoder.config.head, encoder.config.token_types > 1
         self._score_activation, self._choice = score_activation, choice
-        self._dense = [
-            (stage.weight.values(), None if stage.bias is None else stage.bias.values(), stage.activation)
-            for stage in recipe.dense
-        ]
-        self.dim: int = self._dense[-1][0].shape[0] if self._dense else self.config.dim
+        self._dense = [DenseLayer(stage) for stage in recipe.dense]
+        self.dim = recipe.vector_dim(self.config.dim)
         self.max_length = self.tokenizer.max_length
         self.prompts: dict[str, str] = dict(recipe.prompts)
         self._has_warned = False
@@ -85,7 +86,21 @@ class SentenceModel:
             raise TypeError(f"{self.name} was not opened from a folder of its own, so it cannot be pickled")
         return _reopen, self._origin
 
+    def __repr__(self) -> str:
+        return f"SentenceModel({self.name!r}, dim={self.dim}, weights={self.encoder.weights!r})"
+
     # ---- vectors ----
+
+    def prompt_for(self, use: str) -> str:
+        """What embed(texts, prompt=...) should put before texts of one use: "query" or "document" (what queries look for).
+        The model's own prompt for it; "" where it has none, even if it has a default prompt."""
+        check_choice("prompt_for", "use", use, tuple(PROMPTS_FOR))
+        return next((self.prompts[name] for name in PROMPTS_FOR[use] if name in self.prompts), "")
+
+    def require_vectors(self, op: str) -> None:
+        """ValueError, of this op, unless the model makes vectors."""
+        if self._head is not None:
+            raise ValueError(f"{op}: {self.name} is a cross-encoder or classifier, which gives no vectors; use rerank")
 
     def embed(
         self,
@@ -94,7 +109,7 @@ class SentenceModel:
         batch_tokens: int = BATCH_TOKENS,
         normalize: bool = True,
         show_progress: bool | None = None,
-        dtype: str = "float32",
+        dtype: DTypeLike = "float32",
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
@@ -103,12 +118,12 @@ class SentenceModel:
 
         batch_tokens: of one call of the encoder, at most (a longer text goes alone). normalize: to unit length; False:
         as pooled, whatever the model's folder asks for. show_progress: a bar (None: once it takes over a second).
-        dtype: "float32" or "float16" of the result. prompt: what is put before each text; prompt_name: one of
-        self.prompts (neither: the model's default, if it has one; prompt="" for none). truncate: cut texts of more than
+        dtype: of the result, "float32" or "float16". prompt: what is put before each text (see prompt_for); prompt_name: one
+        of self.prompts (neither: the model's default, if it has one; prompt="" for none). truncate: cut texts of more than
         max_length tokens, with one warning; False: refuse them. Raises TypeError or ValueError that names the text.
         """
-        self._need_no_head("embed")
-        check_choice("embed", "dtype", dtype, DTYPES)
+        self.require_vectors("embed")
+        dtype = _dtype("embed", dtype)
         batch_tokens = check_integer("embed", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed", prompt, prompt_name)
         if isinstance(texts, str):
@@ -134,7 +149,7 @@ class SentenceModel:
         batch_tokens: int = BATCH_TOKENS,
         normalize: bool = True,
         show_progress: bool | None = None,
-        dtype: str = "float32",
+        dtype: DTypeLike = "float32",
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
@@ -144,8 +159,8 @@ class SentenceModel:
 
         path is written once all is well; an error leaves what stood there. Raises as embed does; OSError.
         """
-        self._need_no_head("embed_to")
-        check_choice("embed_to", "dtype", dtype, DTYPES)
+        self.require_vectors("embed_to")
+        dtype = _dtype("embed_to", dtype)
         batch_tokens = check_integer("embed_to", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed_to", prompt, prompt_name)
         _need_texts("embed_to", texts)
@@ -179,6 +194,7 @@ class SentenceModel:
             raise TypeError(f"rerank: query must be a string of UTF-8 text; got {type(query).__name__} {query!r:.40}")
         listed = _as_list("rerank", texts)
         self._check("rerank", listed, 0)
+        query = self._prompt("rerank", None, None) + query
         encoder, scores = self.encoder, np.empty(len(listed), np.float32)
         assert isinstance(encoder, Encoder)
         with _bar(len(listed), show_progress) as bar:
@@ -190,7 +206,7 @@ class SentenceModel:
                     logits = encoder.classify(pool(hidden, starts, head.pooling))[:, 0]
                     scores[first + places] = logits
                     bar.update(len(places))
-        return 1 / (1 + np.exp(-scores)) if self._score_activation == "sigmoid" else scores
+        return _sigmoid(scores) if self._score_activation == "sigmoid" else scores
 
     def rerank(self, query: str, texts: Iterable[str], *, top_k: int | None = None, **options: Any) -> list[Ranked]:
         """The texts, best answer to query first, or the top_k best: (index among texts, score). See score for options."""
@@ -242,9 +258,16 @@ class SentenceModel:
                 yield waiting.result()
 
     def _encode(self, op: str, texts: list[str], first: int, before: str, truncate: bool) -> Encoded:
-        return self.tokenizer.encode(
-            op, [before + text for text in texts] if before else texts, first, truncate=truncate
-        )
+        if not before:
+            return self.tokenizer.encode(op, texts, first, truncate=truncate)
+        encoded = self.tokenizer.encode(op, [before + text for text in texts], first, truncate=truncate)
+        if self.recipe.pools_prompt:
+            return encoded
+        skip = self.tokenizer.prompt_tokens(before)
+        for index, ids in enumerate(encoded.ids, first):
+            if len(ids) <= skip:
+                raise ValueError(f"{op}: texts[{index}] has no tokens behind its prompt, whose tokens are not pooled")
+        return encoded._replace(skip=skip)
 
     def _warn_of_cut(self, op: str, encoded: Encoded) -> None:
         """Once in this model's life."""
@@ -283,19 +306,16 @@ class SentenceModel:
             raise ValueError(f"{op}: prompt_name must be one of {known}; got {name!r}")
         return self.prompts[name]
 
-    def _need_no_head(self, op: str) -> None:
-        if self._head is not None:
-            raise ValueError(f"{op}: {self.name} is a cross-encoder or classifier, which gives no vectors; use rerank")
-
     # ---- from tokens to vectors ----
 
     def _embed_window(self, encoded: Encoded, batch_tokens: int, normalize: bool, bar: Any = None) -> np.ndarray:
         """float32 [texts, dim]."""
         vectors = np.empty((len(encoded.ids), self.dim), np.float32)
         for places, hidden, starts in self._run(encoded, batch_tokens):
-            pooled = pool(hidden, starts, self.recipe.pooling)
-            for weight, bias, activation in self._dense:
-                pooled = dense(pooled, weight, bias, activation)
+            pooled = pool(hidden, starts, self.recipe.pooling, encoded.skip)
+            for layer in self._dense:
+                pooled = layer(pooled)
+            pooled = pooled[:, : self.dim]
             vectors[places] = unit_length(pooled) if normalize else pooled
             if bar is not None:
                 bar.update(len(places))
@@ -364,6 +384,8 @@ def _load_decoder(
 ) -> SentenceModel:
     source = open_folder(transformer_folder(folder), context, name, body_only=True)
     recipe = read_recipe(folder, source.config.dim)
+    if recipe.classifies:
+        raise ValueError(f"{folder}: the classification heads of decoders are not supported, their hidden states are")
     tokenizer = _tokenizer(source.path, source.config, recipe)
     decoder = Decoder(source, weights, progress=progress, packed_cache=packed_cache)
     return SentenceModel(DecoderStates(decoder), tokenizer, recipe, name)
@@ -391,6 +413,25 @@ def _as_list(op: str, texts: Any) -> list[Any]:
 def _need_texts(op: str, texts: Any) -> None:
     if isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable):
         raise TypeError(f"{op}: texts must be a list of strings; got {type(texts).__name__}")
+    if getattr(texts, "shape", None) == ():
+        raise TypeError(f"{op}: texts must be a list of strings; got {type(texts).__name__} of shape ()")
+
+
+def _dtype(op: str, dtype: Any) -> str:
+    """The name of what may be given as np.dtype takes it."""
+    try:
+        kind = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        kind = None
+    name = kind.name if kind is not None and kind.isnative else dtype
+    check_choice(op, "dtype", name, DTYPES)
+    return str(name)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), of exponentials that cannot overflow."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, np.float32(1), small) / (1 + small)
 
 
 def _bar(total: int | None, show_progress: bool | None) -> LateBar:

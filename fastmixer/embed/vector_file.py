@@ -4,6 +4,7 @@ Knows nothing of text.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,26 +12,36 @@ import numpy as np
 
 MAGIC = b"\x93NUMPY"
 READABLE = ("float32", "float16")
+FOREIGN = "big-endian" if sys.byteorder == "little" else "little-endian"
 
 
 class VectorFile:
     """Writes rows [n, dim] to path as they come, in a `with` block: under another name beside it until the block ends well,
-    when the file takes its place; an error leaves what stood at path as it was.
+    when the file takes its place; an error leaves what stood at path as it was. Of a link its target is written.
 
-    Raises ValueError for a path that does not end with .npy, FileNotFoundError for a folder that is not there; OSError.
+    Raises ValueError for a path that does not end with .npy, FileNotFoundError for a folder that is not there,
+    IsADirectoryError for a path that is one; as the block is entered OSError that names path where nothing can be written.
     """
 
     def __init__(self, path: str | Path, dim: int, dtype: str):
         self.path = Path(path)
         if self.path.suffix != ".npy":
             raise ValueError(f"embed_to: path must end with .npy; got {str(path)!r}")
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"embed_to: there is no folder {self.path.parent} to write {self.path.name} into")
+        self._target = Path(os.path.realpath(path)) if os.path.islink(path) else self.path
+        if os.path.isdir(path):  # (Path's own methods raise for a name that is too long)
+            raise IsADirectoryError(f"embed_to: path must be a file; {path} is a folder")
+        if not self._target.parent.is_dir():
+            raise FileNotFoundError(
+                f"embed_to: there is no folder {self._target.parent} to write {self._target.name} into"
+            )
         self._dim, self._dtype, self._rows = dim, np.dtype(dtype), 0
-        self._part = self.path.with_name(f".writing-{self.path.name}-{os.getpid()}")
+        self._part = self._target.with_name(f".writing-{self._target.name}-{os.getpid()}")
 
     def __enter__(self) -> "VectorFile":
-        self._file: BinaryIO = self._part.open("wb")
+        try:
+            self._file: BinaryIO = self._part.open("wb")
+        except OSError as error:  # says what is wrong with a name that nobody asked for
+            raise type(error)(f"embed_to: {self.path} cannot be written: {error.strerror}") from error
         self._write_header()
         return self
 
@@ -47,7 +58,7 @@ class VectorFile:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
-                self._part.replace(self.path)
+                self._part.replace(self._target)
         finally:
             self._file.close()
             self._part.unlink(missing_ok=True)
@@ -78,7 +89,8 @@ def open_vectors(path: str | Path, dim: int | None = None, maker: str = "the mod
     except (ValueError, EOFError, OSError) as error:  # damaged, cut off, or of Python objects
         raise ValueError(f"{path} cannot be read as vectors: {error}") from error
     if vectors.dtype.name not in READABLE or not vectors.dtype.isnative:
-        raise ValueError(f"{path} must hold {' or '.join(READABLE)}; got {vectors.dtype.name}")
+        order = "" if vectors.dtype.isnative else f" in {FOREIGN} byte order"
+        raise ValueError(f"{path} must hold {' or '.join(READABLE)}; got {vectors.dtype.name}{order}")
     if vectors.ndim != 2 or not vectors.flags.c_contiguous:
         order = "" if vectors.ndim != 2 else ", a column at a time"
         raise ValueError(f"{path} must hold [rows, dim], a row at a time; got {vectors.shape}{order}")

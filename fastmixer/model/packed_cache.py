@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fastmixer.weights.source import ModelSource
 
 VARIABLE = "FASTMIXER_PACKED_CACHE"
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # what it may be besides a folder, in any case
 ENDING, WRITING = ".packed", ".writing-"
 MAGIC = b"fmpack01"
 LINE = 64  # bytes: where arrays begin
@@ -46,17 +48,21 @@ SMALL_BYTES = 48  # below which every byte makes finite numbers of every format
 
 def cache_folder(asked: bool | str | Path | None) -> Path | None:
     """Where packed weights are kept: a folder; True: the one that FASTMIXER_PACKED_CACHE names, else fastmixer/packed in the
-    user's cache directory; False: nowhere; None: as True where FASTMIXER_PACKED_CACHE is a folder or 1, else nowhere."""
+    user's cache directory; False: nowhere; None: as True where FASTMIXER_PACKED_CACHE is a folder or 1 (true, yes, on), else
+    nowhere. ValueError where the variable is a word that is neither."""
     variable = os.environ.get(VARIABLE, "")
+    is_folder = variable.lower() not in (*YES, *NO)
     if asked is None:
-        asked = variable not in ("", "0")
+        asked = is_folder or variable.lower() in YES
     if asked is False:
         return None
     if asked is not True:
         if not isinstance(asked, str | Path) or not str(asked):
             raise TypeError(f"load: packed_cache must be True, False, None or a folder; got {asked!r}")
         return Path(asked).expanduser()
-    if variable not in ("", "0", "1"):
+    if is_folder and not (os.sep in variable or variable.startswith(("~", "."))):
+        raise ValueError(f"{VARIABLE} must be 1, 0 or a folder's path, with a {os.sep} in it; got {variable!r}")
+    if is_folder:
         return Path(variable).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmixer" / "packed"
 
@@ -76,7 +82,8 @@ class PackedCache(Mapping[str, PackedWeight]):
             if len(shape) == 2 and name != "positions.weight"
         }
         self._weights: dict[str, PackedWeight] = {}
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(OSError):  # make tells why nothing can be written there
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         content = _digest(_file_digest(folder, path) for path in _model_files(source.path))
         kept = f"{weights}-{'bfloat16' if is_fast() else 'float32'}" if weights == "auto" else weights
         self._family = f"{content[:24]}-{kept}-{implementation}-"
@@ -98,12 +105,12 @@ class PackedCache(Mapping[str, PackedWeight]):
         return len(self._weights)
 
     def open(self) -> bool:
-        """Map the file; False if there is none, or it is damaged, which a warning tells."""
-        if not self.path.exists():
-            return False
+        """Map the file; False if there is none, or it cannot be read or is damaged, which a warning tells."""
         try:
             self._weights = _read(self.path, self._shapes)
-        except ValueError as error:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: of what should be a folder
+            return False
+        except (OSError, ValueError) as error:
             warnings.warn(f"{error}; it is made anew", RuntimeWarning, stacklevel=2)
             return False
         return True
@@ -128,27 +135,34 @@ class PackedCache(Mapping[str, PackedWeight]):
                 os.fsync(file.fileno())
             if count:
                 temporary.replace(self.path)
-                self._remove_others()
                 self.open()
+                self._remove_others()
         except OSError as error:
             warnings.warn(f"packed weights are not kept: {error}", RuntimeWarning, stacklevel=2)
         finally:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
         self._weights = {**self._weights, **views}
 
     def _remove_others(self) -> None:
         """The same matrices as other versions laid them out, and what killed processes left."""
         for path in self._folder.glob(f"{self._family}*{ENDING}"):
             if path != self.path:
-                path.unlink(missing_ok=True)
+                _remove(path)
         for path in self._folder.glob(f"{WRITING}*"):
-            if time.time() - path.stat().st_mtime > FORGOTTEN:
-                path.unlink(missing_ok=True)
+            with suppress(OSError):  # another process was faster
+                if time.time() - path.stat().st_mtime > FORGOTTEN:
+                    path.unlink()
 
 
 def _temporary(folder: Path, name: str) -> Path:
     """Where this thread writes what will have another name."""
     return folder / f"{WRITING}{os.getpid()}-{threading.get_ident()}-{name}"
+
+
+def _remove(path: Path) -> None:
+    """Take a file away that may be gone, or that others do not let go: the cache works beside it."""
+    with suppress(OSError):
+        path.unlink()
 
 
 # ---- which model it is ----
@@ -169,7 +183,7 @@ def _model_files(path: Path) -> list[Path]:
 
 def _file_digest(folder: Path, path: Path) -> str:
     """SHA-256 of a file's pieces' SHA-256. What a file had is remembered with its place, size and times, to the nanosecond,
-    so that it is read only once; one that changed in the last seconds is not remembered."""
+    so that it is read only once; one that changed in the last seconds is not remembered. A warning tells if it cannot be."""
     real = path.resolve()
     memory = folder / f"{_digest([str(real)])[:24]}.seen"
     now = _identity(real)
@@ -189,10 +203,15 @@ def _file_digest(folder: Path, path: Path) -> str:
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = _digest(threads.map(piece, range(0, real.stat().st_size, PIECE)))
     stat = real.stat()
-    if _identity(real) == now and began - max(stat.st_ctime, stat.st_mtime) > SETTLED:
+    is_settled = _identity(real) == now and began - max(stat.st_ctime, stat.st_mtime) > SETTLED
+    if is_settled and os.path.isdir(folder):  # without a folder nothing is kept, which make tells
         temporary = _temporary(folder, memory.stem)
-        temporary.write_text(json.dumps([now, found]))
-        temporary.replace(memory)
+        try:
+            temporary.write_text(json.dumps([now, found]))
+            temporary.replace(memory)
+        except OSError as error:
+            _remove(temporary)
+            warnings.warn(f"{path} is read whole at every load: {error}", RuntimeWarning, stacklevel=2)
     return found
 
 

@@ -7,6 +7,7 @@ of how the encoder computes or what files hold.
 import math
 import os
 import time as clock
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastmixer.data.pairs import TextPair, as_pairs, read_pairs
+from fastmixer.embed.batches import longest_first
 from fastmixer.embed.pooling import pool
 from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
 from fastmixer.model.trainable_encoder import (
@@ -35,9 +37,10 @@ from fastmixer.train.retrieval import RetrievalScore, retrieval_score
 from fastmixer.train.schedule import SCHEDULES, learning_rate_at
 from fastmixer.train.trainer import NonFiniteError
 from fastmixer.weights.encoder_export import require_free, write_encoder_folder
-from fastmixer.weights.encoder_folder import EncoderSource, open_encoder
+from fastmixer.weights.encoder_folder import EncoderSource, hub_name_of, open_encoder
 
 BETAS = (0.9, 0.999)
+TRAINED_POOLINGS = ("mean", "cls", "max", "last")  # those that have a way back: contrastive.pool_backward
 EVALUATED_TOKENS = 2048  # at once
 WARM_PART = 10  # the tenth part of all steps warms up, if it is not said
 MOST_HELD_OUT = 1000  # pairs that a part held out has at most
@@ -52,8 +55,8 @@ class EmbedderSettings:
     is the peak, reached after warmup steps (None: a tenth of all) and let down to 0 by schedule. dropout: part of
     activations and attention's weights. scale: of cosines before the softmax; symmetric: anchors are looked for too.
     max_length: tokens of a text (None: the model's limit). anchor_prompt, text_prompt: what stands before anchors, and
-    before positives and negatives (None: the model's default prompt, if it has one). holdout: part of the pairs kept to
-    evaluate on.
+    before positives and negatives (None: the model's default prompt, if it has one; if either is given, both are the new
+    model's prompts for queries and documents). holdout: part of the pairs kept to evaluate on.
     """
 
     epochs: int = 1
@@ -136,8 +139,11 @@ class EmbedderTrainer:
         self.out, self.settings = Path(out), EmbedderSettings(**settings)
         self.progress, self._on_message = progress, on_message
         require_free(self.out)
+        if isinstance(fields, str):  # which list() below would take for names of a letter each
+            raise ValueError(f"EmbedderTrainer: fields must be names, in a list or tuple; got the string {fields!r}")
         names = None if fields is None else list(fields)
         trained, held_out = self._split(_pairs(pairs, names, "pairs"), evaluation, names)
+        _require_place(model)
         self.source = open_encoder(model, offline=offline)
         _require_trainable(self.source)
         self.pooling = self.source.recipe.pooling
@@ -147,6 +153,11 @@ class EmbedderTrainer:
         self.batch = min(self.settings.batch, len(self.pairs))
         epoch = batches_in_epoch(len(self.pairs), self.batch)
         self.steps = self.settings.epochs * epoch if self.settings.steps is None else self.settings.steps
+        if (self.settings.warmup or 0) > self.steps:
+            raise ValueError(
+                f"EmbedderTrainer: warmup must be at most {self.steps}, all steps, or the peak is never reached; got "
+                f"{self.settings.warmup}"
+            )
         self._check_memory(min(epoch, self.steps))
         stages = self.source.recipe.dense
         self.encoder = TrainableEncoder(
@@ -175,24 +186,19 @@ class EmbedderTrainer:
         if self._interrupted:
             result.reason = "interrupted"
         if result.steps:
-            write_encoder_folder(self.source, self._tensors(), self.out, self._record(result))
+            write_encoder_folder(self.source, self._tensors(), self.out, self._record(result), self._new_prompts())
             result.saved = True
         return result
 
     def vectors(self, pairs: TokenizedPairs, rows: np.ndarray) -> np.ndarray:
         """float32 [texts, dim]: pooled, of any length, of texts' numbers in pairs: int64 [texts]."""
         out = np.empty((len(rows), self.dim), np.float32)
-        order = np.argsort(-pairs.lengths[rows], kind="stable")
-        ends = np.cumsum(pairs.lengths[rows][order])
-        first = 0
-        while first < len(order) and not self._interrupted:
-            passed = ends[first - 1] if first else 0
-            stop = max(first + 1, int(np.searchsorted(ends, passed + EVALUATED_TOKENS, side="right")))
-            places = order[first:stop]
+        for places in longest_first(pairs.lengths[rows], EVALUATED_TOKENS):
+            if self._interrupted:
+                break
             packed = pairs.pack(rows[places])
             pooled = pool(self.encoder.infer(*packed), packed.starts, self.pooling)
             out[places] = pooled if self.dense is None else self.dense.forward(pooled)
-            first = stop
         return out
 
     # ---- the loop ----
@@ -285,6 +291,13 @@ class EmbedderTrainer:
                 f"EmbedderTrainer: pairs must hold at least 2 to train on, one's texts are the other's negatives; got "
                 f"{len(pairs)}"
             )
+        if len({pair[:3] for pair in pairs}) == 1 and not pairs[0].negatives:
+            warnings.warn(
+                f"EmbedderTrainer: all {len(pairs)} pairs are the same one, whose texts have nothing to be told from: the "
+                "loss is 0 and nothing is learned",
+                UserWarning,
+                stacklevel=3,
+            )
         return pairs, held_out
 
     def _prompts(self) -> Prompts:
@@ -292,6 +305,12 @@ class EmbedderTrainer:
         usual = recipe.prompts[recipe.default_prompt] if recipe.default_prompt is not None else ""
         anchor, text = self.settings.anchor_prompt, self.settings.text_prompt
         return Prompts(usual if anchor is None else anchor, usual if text is None else text)
+
+    def _new_prompts(self) -> dict[str, str]:
+        """What stood before texts, by the names that sentence-transformers looks for."""
+        if self.settings.anchor_prompt is None and self.settings.text_prompt is None:
+            return {}
+        return dict(zip(("query", "document"), self._prompts(), strict=True))
 
     def _tokenizer(self) -> SentenceTokenizer:
         source, asked = self.source, self.settings.max_length
@@ -347,6 +366,12 @@ class EmbedderTrainer:
         )  # fmt: skip
 
 
+def _require_place(model: str | Path) -> None:
+    """FileNotFoundError for a name that fm.load would not look for on the hub either."""
+    if isinstance(model, str) and not Path(model).exists() and hub_name_of(model) is None:
+        raise FileNotFoundError(f"{model} does not exist (expected an encoder's folder, or org/name)")
+
+
 def _pairs(pairs: Pairs, fields: list[str] | None, name: str) -> list[TextPair]:
     if isinstance(pairs, (str, os.PathLike)):
         return read_pairs(pairs, fields)
@@ -354,6 +379,10 @@ def _pairs(pairs: Pairs, fields: list[str] | None, name: str) -> list[TextPair]:
 
 
 def _require_trainable(source: EncoderSource) -> None:
-    """ValueError for what gives no vectors."""
+    """ValueError for what gives no vectors, or makes them in a way that only inference knows."""
+    recipe = source.recipe
+    if recipe.pooling not in TRAINED_POOLINGS or not recipe.pools_prompt:
+        kind = recipe.pooling + ("" if recipe.pools_prompt else " without the prompt")
+        raise ValueError(f"{source.name}: pooling must be one of {', '.join(TRAINED_POOLINGS)} to train it; got {kind}")
     if source.config.head is not None:
         raise ValueError(f"{source.name} is a cross-encoder or classifier, which gives no vectors to train")

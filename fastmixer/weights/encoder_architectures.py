@@ -5,17 +5,16 @@ Every field is checked where it is read; defaults are those of transformers' con
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastmixer.model.encoder_config import EncoderConfig, HeadConfig, encoder_shapes
-from fastmixer.weights.architectures import ACTIVATIONS, MAX_PARAMETERS
+from fastmixer.weights.architectures import ACTIVATIONS, MAX_PARAMETERS, layer_types
 from fastmixer.weights.strict_json import Fields
 
 CLASSIFIER = "ForSequenceClassification"
-RELATIVE_BUCKETS = 32  # transformers' MPNet knows no other number
-_LAYER_TYPES = ("full_attention", "sliding_attention")
+RELATIVE_BUCKETS = 32  # transformers' MPNet computes no other number, whatever the field says
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ _ROBERTA = EncoderArchitecture(
     {}, padding_rows=2, defaults={"vocab_size": 50265, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
     only={**_BERT_ONLY, "pad_token_id": 1},
 )  # fmt: skip
+_XLM_ROBERTA = replace(_ROBERTA, defaults={**_ROBERTA.defaults, "vocab_size": 30522})
 ENCODERS: Mapping[str, EncoderArchitecture] = {
     "bert": EncoderArchitecture({}, defaults=_BERT, only=_BERT_ONLY),
     "distilbert": EncoderArchitecture(
@@ -50,7 +50,8 @@ ENCODERS: Mapping[str, EncoderArchitecture] = {
         },
     ),
     "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
+    "xlm-roberta": _XLM_ROBERTA,
+    "camembert": _XLM_ROBERTA,
     "mpnet": EncoderArchitecture(
         {"relative_buckets": RELATIVE_BUCKETS}, padding_rows=2,
         defaults={"vocab_size": 30527, "layer_norm_eps": 1e-12},
@@ -64,6 +65,11 @@ ENCODERS: Mapping[str, EncoderArchitecture] = {
             "layer_norm_eps": 1e-5,
         },
     ),
+}  # fmt: skip
+# What transformers calls these too: gelu_fast's constants are gelu_tanh's but for the last digits of a double.
+_ACTIVATIONS = {
+    **ACTIVATIONS, "gelu_python": "gelu", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
 }  # fmt: skip
 _SIZES = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
@@ -92,7 +98,7 @@ def read_encoder_config(values: dict[str, Any], where: str | Path) -> EncoderCon
         "vocab": fields.integer("vocab_size"), "dim": dim, "heads": heads,
         "context": fields.integer("max_position_embeddings", low=rows + 1) - rows,
         "layers": fields.integer("num_hidden_layers", high=1 << 12), "hidden": fields.integer("intermediate_size"),
-        "activation": ACTIVATIONS[fields.choice("hidden_act", tuple(ACTIVATIONS))],
+        "activation": _ACTIVATIONS[fields.choice("hidden_act", tuple(_ACTIVATIONS))],
         "norm_epsilon": fields.number("layer_norm_eps", 1e-12, above=True),
         "token_types": fields.integer("type_vocab_size", 0, low=0),
         "head": _head(name, architecture, fields), **architecture.choices,
@@ -138,7 +144,7 @@ def _head(name: str, architecture: EncoderArchitecture, fields: Fields) -> HeadC
         return HeadConfig(count, architecture.head_activation)
     return HeadConfig(
         classes=count,
-        activation=ACTIVATIONS[fields.choice("classifier_activation", tuple(ACTIVATIONS), "gelu")],
+        activation=_ACTIVATIONS[fields.choice("classifier_activation", tuple(_ACTIVATIONS), "gelu")],
         pooling=fields.choice("classifier_pooling", ("cls", "mean"), "cls"),
         bias=fields.flag("classifier_bias", False),
         has_norm=True,
@@ -148,10 +154,7 @@ def _head(name: str, architecture: EncoderArchitecture, fields: Fields) -> HeadC
 def _modern(fields: Fields, layers: int, context: int) -> dict[str, Any]:
     """ModernBERT's biases, rotations and local layers: a token of those sees local_attention / 2 to either side."""
     if fields.has("layer_types"):
-        kinds = fields.values["layer_types"]
-        if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in _LAYER_TYPES for kind in kinds):
-            raise fields.wrong("layer_types", f"a list of {layers} of {', '.join(_LAYER_TYPES)}")
-        local = tuple(kind == "sliding_attention" for kind in kinds)
+        local = tuple(kind == "sliding_attention" for kind in layer_types(fields, layers))
     else:
         every = fields.integer("global_attn_every_n_layers", 3)
         local = tuple(layer % every > 0 for layer in range(layers))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fastmixer.text.conventions import TOKENIZER_CONFIG
 from fastmixer.weights.encoder_architectures import ENCODERS
 from fastmixer.weights.encoder_folder import EncoderSource
 from fastmixer.weights.encoder_names import encoder_places, plain_encoder_name
-from fastmixer.weights.encoder_recipe import LENGTHS, MODULES, list_modules
+from fastmixer.weights.encoder_recipe import LENGTHS, MODULES, PROMPTS, list_modules, token_limit
 from fastmixer.weights.files import replace_folder, sync, write_json
 from fastmixer.weights.folder import CONFIG, WEIGHTS
 from fastmixer.weights.hf_folder import weight_files
@@ -38,13 +39,15 @@ def require_free(folder: Path) -> None:
 
 
 def write_encoder_folder(
-    source: EncoderSource, tensors: Mapping[str, np.ndarray], folder: str | Path, record: Mapping[str, Any]
-) -> Path:
+    source: EncoderSource, tensors: Mapping[str, np.ndarray], folder: str | Path, record: Mapping[str, Any],
+    prompts: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
     """Write source's model with these tensors in place of its own, all or nothing; returns the folder.
 
     tensors: float32, by the names and in the shapes of encoder_config.encoder_shapes, those that changed or all; of Dense
-    stages dense.{i}.weight: [out, in] and dense.{i}.bias: [out]. record: what training.json is to hold. Raises
-    FileExistsError for a folder that holds anything; OSError as it came.
+    stages dense.{i}.weight: [out, in], dense.{i}.bias: [out], dense.{i}.residual.weight: [out, in]. record: what
+    training.json is to hold. prompts: by name, in place of source's of that name. Raises FileExistsError for a folder that
+    holds anything; OSError as it came.
     """
     folder = Path(folder)
     require_free(folder)
@@ -62,6 +65,8 @@ def write_encoder_folder(
             shutil.copyfile(source.folder / MODULES, temporary / MODULES)
         else:
             _write_modules(source, temporary)
+        if prompts:
+            _add_prompts(temporary / PROMPTS, prompts)
         _write_config(source.path / CONFIG, temporary / inside / CONFIG)
         _write_weights(source, tensors, temporary / inside / WEIGHTS)
         stages = [place for kind, place in modules[1:] if kind == "Dense"]
@@ -93,7 +98,14 @@ def _write_modules(source: EncoderSource, folder: Path) -> None:
     pooling = {"word_embedding_dimension": source.config.dim, f"pooling_mode_{source.recipe.pooling}_tokens": True}
     write_json(folder / "1_Pooling" / CONFIG, pooling)
     if not any((folder / name).exists() for name in LENGTHS):
-        write_json(folder / LENGTHS[0], {"max_seq_length": source.recipe.max_length or source.config.context})
+        settings = source.path / TOKENIZER_CONFIG  # whose word counts no more once this file is there
+        said = read_object(settings).get("model_max_length") if settings.exists() else None
+        write_json(folder / LENGTHS[0], {"max_seq_length": token_limit(said, source.config.context)})
+
+
+def _add_prompts(path: Path, prompts: Mapping[str, str]) -> None:
+    values = read_object(path) if path.exists() else {}
+    write_json(path, values | {"prompts": values.get("prompts", {}) | dict(prompts)})
 
 
 def _write_config(source: Path, target: Path) -> None:

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmixer.model.encoder_config import EncoderConfig
-from fastmixer.weights.encoder_architectures import ENCODERS, read_encoder_config
+from fastmixer.weights.encoder_architectures import CLASSIFIER, ENCODERS, read_encoder_config
 from fastmixer.weights.encoder_names import encoder_places, plain_encoder_name
-from fastmixer.weights.encoder_recipe import MODULES, SentenceRecipe, read_recipe, transformer_folder
+from fastmixer.weights.encoder_recipe import (
+    CLASSIFIES,
+    MODULES,
+    PROMPTS,
+    SentenceRecipe,
+    read_recipe,
+    transformer_folder,
+)
 from fastmixer.weights.folder import CONFIG
 from fastmixer.weights.hf_folder import weight_files
 from fastmixer.weights.hub import download, is_hub_name
@@ -16,7 +23,9 @@ from fastmixer.weights.placed import PlacedTensors, check_places
 from fastmixer.weights.stored import StoredTensor
 from fastmixer.weights.strict_json import Fields, read_object
 
+SCORE_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
 FIRST_ORG = "sentence-transformers"  # whose models are known by their names alone
+FIRST_NAMES = ("all-", "multi-qa-", "paraphrase-", "msmarco-", "distiluse-", "gtr-", "sentence-")  # how they begin
 
 
 @dataclass
@@ -75,18 +84,40 @@ def open_encoder(
     files.rename(lambda stored: plain_encoder_name(architecture, config, stored))
     places = encoder_places(architecture, config, ENCODERS[architecture].padding_rows)
     check_places(places, files.shapes(), files.where, architecture)
+    recipe = read_recipe(folder, config.dim)
+    if recipe.classifies and config.head is None:
+        raise Fields(values, where).wrong(
+            "architectures", f"a list with a ...{CLASSIFIER} (the transformer's task is {CLASSIFIES})"
+        )
     return EncoderSource(
         name=name or asked, folder=folder, path=inner, config=config, tensors=PlacedTensors(places, files.tensor),
-        recipe=read_recipe(folder, config.dim), score_activation=_score_activation(Fields(values, where)),
+        recipe=recipe, score_activation=_score_activation(folder, Fields(values, where)),
     )  # fmt: skip
 
 
-def _score_activation(fields: Fields) -> str:
-    """What sentence-transformers' cross-encoders put after a single output."""
-    chosen = fields.object("sentence_transformers").values.get("activation_fn")
-    chosen = fields.values.get("sbert_ce_default_activation_function") if chosen is None else chosen
-    kinds = {None: "sigmoid", "Sigmoid": "sigmoid", "Identity": "none"}
-    kind = chosen.rsplit(".", 1)[-1] if isinstance(chosen, str) else chosen
-    if not isinstance(kind, str | None) or kind not in kinds:
-        raise ValueError(f"{fields.where}: activation_fn must be torch.nn's Sigmoid or Identity; got {chosen!r}")
-    return kinds[kind]
+def _score_activation(folder: Path, config: Fields) -> str:
+    """What sentence-transformers' cross-encoders put after a single output; newer versions' word for it counts first."""
+    path = folder / PROMPTS
+    beside = Fields(read_object(path) if path.exists() else {}, str(path))
+    said = (
+        (beside, "activation_fn"), (config.object("sentence_transformers"), "activation_fn"),
+        (config, "sbert_ce_default_activation_function"),
+    )  # fmt: skip
+    for fields, name in said:
+        if fields.has(name):
+            chosen = fields.values[name]
+            kind = chosen.rsplit(".", 1)[-1] if isinstance(chosen, str) and chosen.startswith("torch.") else None
+            if kind not in SCORE_ACTIVATIONS:
+                raise fields.wrong(name, f"torch.nn's {' or '.join(SCORE_ACTIVATIONS)}")
+            return SCORE_ACTIVATIONS[kind]
+    return "sigmoid"
+
+
+def hub_name_of(name: str) -> str | None:
+    """The "org/name" on the hub that a name stands for which is no file or folder here; None if it stands for none. Names
+    without an organization are guessed at only where they look like sentence-transformers': a mistyped folder is no
+    download."""
+    if "/" not in name and not name.startswith(FIRST_NAMES):
+        return None
+    full = name if "/" in name else f"{FIRST_ORG}/{name}"
+    return full if is_hub_name(full) and Path(name).suffix.lower() not in (".gguf", ".safetensors") else None

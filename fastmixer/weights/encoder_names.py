@@ -30,11 +30,12 @@ _MODERNBERT = {
     "feedforward_norm": "mlp_norm", "head.dense": "head.dense", "head.norm": "head.norm", "head.output": "classifier",
 }  # fmt: skip
 _TABLES = {
-    "bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "mpnet": _MPNET, "distilbert": _DISTILBERT,
-    "modernbert": _MODERNBERT,
+    "bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBERTA, "mpnet": _MPNET,
+    "distilbert": _DISTILBERT, "modernbert": _MODERNBERT,
 }  # fmt: skip
 _LAYERS = {"distilbert": "transformer.layer", "modernbert": "layers"}
-_BODIES = {"xlm-roberta": "roberta.", "modernbert": "model."}  # what stands before the body's names beside a head
+# What stands before the body's names beside a head.
+_BODIES = {"xlm-roberta": "roberta.", "camembert": "roberta.", "modernbert": "model."}
 # Tensors that are no part of the body: a buffer that old versions saved, and heads of what the model was trained for.
 _BUFFERS = ("embeddings.position_ids",)
 _HEADS = (

@@ -17,8 +17,8 @@ OLD_PREFIX = f"{TEMPORARY_PREFIX}old-"  # what stood there, for the moment betwe
 def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Make folder hold exactly what write(temporary folder) wrote: written beside, synced, then renamed into place.
 
-    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError, which names the
-    folder where it named nothing (a full disk is told of without a name).
+    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError, which names
+    the folder where it named nothing (a full disk is told of without a name).
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

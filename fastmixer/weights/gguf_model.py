@@ -15,6 +15,7 @@ import numpy as np
 
 from fastmixer.model.config import ModelConfig
 from fastmixer.weights.gguf import GGUFFile
+from fastmixer.weights.rotation import yarn_factors
 from fastmixer.weights.source import ModelSource
 from fastmixer.weights.stored import StoredTensor, expected_tensors
 
@@ -295,18 +296,14 @@ def _rotation(fields: _Fields, head_dim: int, context: int) -> dict[str, Any]:
 
 
 def _yarn_factors(fields: _Fields, rotary_dim: int, base: float, factor: float) -> np.ndarray:
-    """float64 [rotary_dim / 2]: fast frequencies as they are, slow ones divided by factor, a ramp between (Peng et al. 2023,
-    arXiv 2309.00071)."""
-    original = fields.count("rope.scaling.original_context_length", fields.count("context_length"))
-
-    def turns_at(turns: float) -> float:
-        """The frequency's index that turns so often within the original context."""
-        return rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(0, math.floor(turns_at(fields.number("rope.scaling.yarn_beta_fast", 32.0))))
-    high = min(rotary_dim - 1, math.ceil(turns_at(fields.number("rope.scaling.yarn_beta_slow", 1.0))))
-    slow = ((np.arange(rotary_dim // 2) - low) / max(0.001, high - low)).clip(0, 1)
-    return 1 / (slow / factor + (1 - slow))
+    if base <= 1:
+        raise fields.wrong("rope.freq_base", f"must be a number > 1 with yarn; got {base!r}")
+    return yarn_factors(
+        rotary_dim, base, factor,
+        fields.count("rope.scaling.original_context_length", fields.count("context_length")),
+        fast_turns=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+        slow_turns=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+    )  # fmt: skip
 
 
 def _frequencies(fields: _Fields, name: str, rotary_dim: int) -> np.ndarray:

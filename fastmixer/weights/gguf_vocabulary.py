@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastmixer.text import Tokenizer
+from fastmixer.text.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from fastmixer.text.pretokenizers import CUTTINGS, Cutting
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 _PREFIX = "tokenizer.ggml."
 # Names for the same cutting are many; these say it plainest, and every llama.cpp knows them.
 _PREFERRED = ("gpt-2", "smollm", "llama-bpe", "qwen2")

@@ -27,11 +27,13 @@ _GPT2 = {
     "feedforward.down": "mlp.c_proj",
 }  # fmt: skip
 _TABLES = {"gpt2": _GPT2, "phi3": _PHI3, "gemma2": _GEMMA, "gemma3_text": _GEMMA}
-# What stands before a name, where the model's body is saved with its head or inside a larger model.
+# What stands before a name, where the model's body is saved with its head (the last) or inside a larger model.
+_PREFIX = "model."
 _PREFIXES = {
     "gpt2": ("transformer.",),
-    "gemma3_text": ("language_model.model.", "model.language_model.", "language_model.", "model."),
+    "gemma3_text": ("language_model.model.", "model.language_model.", "language_model.", _PREFIX),
 }
+_HEAD = "lm_head."
 # Tensors that are no weights of ours: buffers that old versions saved, and the other parts of larger models.
 _IGNORED_ENDS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 _IGNORED_STARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
@@ -43,10 +45,15 @@ def plain_name(architecture: str, name: str) -> str | None:
         return None
     if architecture == "gemma3_text" and name.startswith(_IGNORED_STARTS):
         return None
-    for prefix in _PREFIXES.get(architecture, ("model.",)):
+    for prefix in _PREFIXES.get(architecture, (_PREFIX,)):
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
+
+
+def full_name(architecture: str, plain: str) -> str:
+    """The name of a tensor where the model's body is saved with its head."""
+    return plain if plain.startswith(_HEAD) else _PREFIXES.get(architecture, (_PREFIX,))[-1] + plain
 
 
 def hf_places(architecture: str, config: ModelConfig, context: int) -> dict[str, Place]:

@@ -1,13 +1,19 @@
 """`fastmixer embed` and `fastmixer search`: what Python gives for the same texts, and what is wrong in one line."""
 
+import importlib
 import json
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from tiny_encoders import make_sentence_folder
 
-from fastmixer.embed import load_sentence_model
+from fastmixer.embed import load_sentence_model, sentence_model
+
+embed_command = importlib.import_module("fastmixer.cli.embed")
 
 TEXTS = ["The bank by the river", "", "Alice introduced Bob to Chloe.", "water came up to the door", "the bank"]
 
@@ -33,6 +39,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def as_documents(model, **options):
+    """What `fastmixer embed` gives unless told otherwise: the model has a prompt for passages."""
+    return model.embed(TEXTS, **({"prompt_name": "passage"} | options))
+
+
 def embedded(run, folder, *arguments, stdin=None):
     result = run("embed", folder, *arguments, "-o", "v.npy", stdin=stdin)
     assert result.exit_code == 0, result.output
@@ -42,7 +53,7 @@ def embedded(run, folder, *arguments, stdin=None):
 def test_texts_become_vectors(run, folder, model, here):
     output, vectors = embedded(run, folder, "texts.txt")
     assert re.fullmatch(r"5 texts, 32 float32 numbers each, in [\d.]+ s \([\d,]+ texts/s\): v.npy\n", output)
-    np.testing.assert_array_equal(vectors, model.embed(TEXTS))
+    np.testing.assert_array_equal(vectors, as_documents(model))
 
 
 @pytest.mark.parametrize(
@@ -50,25 +61,26 @@ def test_texts_become_vectors(run, folder, model, here):
     [
         (["--no-normalize"], {"normalize": False}),
         (["--dtype", "float16"], {"dtype": "float16"}),
-        (["--prompt", "the old "], {"prompt": "the old "}),
-        (["--prompt-name", "passage"], {"prompt_name": "passage"}),
+        (["--prompt", "the old "], {"prompt": "the old ", "prompt_name": None}),
+        (["--prompt", ""], {"prompt_name": None}),
+        (["--prompt-name", "query"], {"prompt_name": "query"}),
         (["--batch-tokens", 8, "--no-progress"], {"batch_tokens": 8}),
     ],
 )
 def test_options(run, folder, model, here, arguments, options):
     _, vectors = embedded(run, folder, "texts.txt", *arguments)
-    expected = model.embed(TEXTS, **options)
+    expected = as_documents(model, **options)
     assert vectors.dtype == expected.dtype
     np.testing.assert_array_equal(vectors, expected)
 
 
 def test_weights(run, folder, here):
     _, vectors = embedded(run, folder, "texts.txt", "--weights", "int8", "--threads", 1)
-    np.testing.assert_array_equal(vectors, load_sentence_model(folder, "int8").embed(TEXTS))
+    np.testing.assert_array_equal(vectors, as_documents(load_sentence_model(folder, "int8")))
 
 
 def test_json_lines_and_stdin(run, folder, model, here):
-    expected = model.embed(TEXTS)
+    expected = as_documents(model)
     np.testing.assert_array_equal(embedded(run, folder, "texts.jsonl", "--field", "body")[1], expected)
     np.testing.assert_array_equal(embedded(run, folder, "-", stdin="\n".join(TEXTS))[1], expected)
     data = (here / "texts.jsonl").read_text()
@@ -90,13 +102,15 @@ def test_no_texts_are_no_vectors(run, folder, here):
         (["texts.txt", "-o", "v.npy", "--dtype", "int8"], "embed_to: dtype must be one of 'float32', 'float16'; got 'int8'"),
         (["texts.txt", "-o", "v.npy", "--batch-tokens", "0"], "embed_to: batch_tokens must be >= 1; got 0"),
         (["texts.txt", "-o", "v.npy", "--prompt-name", "x"], "embed_to: prompt_name must be one of 'query', 'passage'; got 'x'"),
-        (["long.txt", "-o", "v.npy", "--no-truncate"], "embed_to: texts[1] has 202 tokens; at most 64 are possible (truncate=True cuts it)"),
+        (["long.txt", "-o", "v.npy", "--no-truncate"], "embed_to: long.txt, line 2 has 204 tokens; at most 64 are possible (truncate=True cuts it)"),
+        (["half.jsonl", "-o", "v.npy"], "embed_to: character 1 of half.jsonl, line 5 is '\\ud800', half a surrogate pair; no text holds that alone"),
         (["binary.txt", "-o", "v.npy"], "binary.txt, line 2: not UTF-8: byte 1 is 0xff"),
     ],
 )  # fmt: skip
 def test_what_embed_refuses(run, folder, here, arguments, message):
     (here / "long.txt").write_text("a\n" + "the bank " * 100)
     (here / "binary.txt").write_bytes(b"a\nb\xff\n")
+    (here / "half.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n\n{"text": "c\\ud800"}\n')
     before = sorted(path.name for path in here.iterdir())
     result = run("embed", folder, *arguments)
     assert (result.exit_code, result.output) == (1, f"Error: {message}\n")
@@ -106,7 +120,43 @@ def test_what_embed_refuses(run, folder, here, arguments, message):
 def test_a_long_text_is_cut_with_a_word(run, folder, here):
     (here / "long.txt").write_text("the bank " * 100)
     output, _ = embedded(run, folder, "long.txt")
-    assert output.startswith("Warning: embed_to: texts[0] is longer than 64 tokens, the model's limit; it is cut")
+    assert output.startswith(
+        "Warning: embed_to: long.txt, line 1 is longer than 64 tokens, the model's limit; it is cut"
+    )
+
+
+def test_lines_are_named_where_many_were_read(run, folder, here, monkeypatch):
+    monkeypatch.setattr(sentence_model, "WINDOW", 3)
+    monkeypatch.setattr(embed_command, "KEPT", 12)
+    lines = [json.dumps({"text": "the bank " * (50 if index == 21 else 1)}) for index in range(40)]
+    (here / "many.jsonl").write_text("\n\n".join(lines))
+    result = run("embed", folder, "many.jsonl", "-o", "v.npy", "--no-truncate")
+    assert "many.jsonl, line 43 has 104 tokens" in result.output
+
+
+def test_sigterm_leaves_nothing(folder, here):
+    command = [
+        sys.executable,
+        "-c",
+        "from fastmixer.cli.main import main; main()",
+        "embed",
+        str(folder),
+        "-",
+        "-o",
+        "v.npy",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdin.write("the bank\n" * 5000)
+        process.stdin.flush()
+        for _ in range(600):
+            if list(here.glob(".writing-*")):
+                break
+            time.sleep(0.05)
+        assert list(here.glob(".writing-*")), process.poll()
+        process.terminate()
+        process.stdin.close()
+        assert process.wait(timeout=30) == 143
+    assert not list(here.glob(".writing-*")) and not (here / "v.npy").exists()
 
 
 def test_pooling_is_for_language_models(run, folder, trained, here):
@@ -139,25 +189,37 @@ def lines(result):
 
 def test_search_finds_the_nearest_lines(run, folder, model, vectors):
     found = lines(run("search", folder, "v.npy", "the bank", "--texts", "texts.txt"))
-    scores = model.embed(TEXTS) @ model.embed("the bank", prompt_name="query")  # the model's own prompt for queries
+    scores = as_documents(model) @ model.embed("the bank", prompt_name="query")  # the model's own prompts
     order = np.argsort(-scores, kind="stable")
     assert [int(line) - 1 for _, line, _ in found] == order.tolist()
     np.testing.assert_allclose([float(score) for score, _, _ in found], scores[order], atol=1e-4)
     assert [text or "" for _, _, text in found] == [TEXTS[i] for i in order]
-    without = lines(run("search", folder, "v.npy", "the bank", "-k", 2, "--prompt", ""))
-    assert [(line, text) for _, line, text in without] == [("5", None), ("1", None)]
-    assert without[0][0] == "1.0000"
+    without = lines(run("search", folder, "v.npy", "the bank", "-k", 2, "--prompt-name", "passage"))
+    assert without[0] == ("1.0000", "5", None) and len(without) == 2
 
 
 def test_many_queries_and_json(run, folder, vectors, here):
     (here / "queries.txt").write_text("the bank\nAlice\n")
-    result = run("search", folder, "v.npy", "--queries", "queries.txt", "-k", 1, "--prompt", "")
+    result = run("search", folder, "v.npy", "--queries", "queries.txt", "-k", 1, "--prompt-name", "passage")
     assert re.fullmatch(r"the bank\n 1.0000  5\n\nAlice\n 0.\d{4}  \d\n", result.output), result.output
-    from_stdin = run("search", folder, "v.npy", "--queries", "-", "-k", 1, "--prompt", "", stdin="the bank\nAlice\n")
-    given = run("search", folder, "v.npy", "the bank", "Alice", "-k", 1, "--prompt", "")
+    from_stdin = run(
+        "search", folder, "v.npy", "--queries", "-", "-k", 1, "--prompt-name", "passage", stdin="the bank\nAlice\n"
+    )
+    given = run("search", folder, "v.npy", "the bank", "Alice", "-k", 1, "--prompt-name", "passage")
     assert result.output == from_stdin.output == given.output
     result = run(
-        "search", folder, "v.npy", "the bank", "Alice", "--texts", "texts.txt", "-k", 1, "--prompt", "", "--json"
+        "search",
+        folder,
+        "v.npy",
+        "the bank",
+        "Alice",
+        "--texts",
+        "texts.txt",
+        "-k",
+        1,
+        "--prompt-name",
+        "passage",
+        "--json",
     )
     first, second = map(json.loads, result.output.splitlines())
     assert first == {"query": "the bank", "results": [{"score": 1.0, "row": 4, "line": 5, "text": "the bank"}]}
@@ -167,7 +229,18 @@ def test_many_queries_and_json(run, folder, vectors, here):
 def test_lines_of_json(run, folder, here):
     embedded(run, folder, "texts.jsonl", "--field", "body")
     result = run(
-        "search", folder, "v.npy", "the bank", "--texts", "texts.jsonl", "--field", "body", "-k", 1, "--prompt", ""
+        "search",
+        folder,
+        "v.npy",
+        "the bank",
+        "--texts",
+        "texts.jsonl",
+        "--field",
+        "body",
+        "-k",
+        1,
+        "--prompt-name",
+        "passage",
     )
     assert result.output == " 1.0000  9  the bank\n"  # every second line is empty
 
@@ -178,14 +251,29 @@ def test_half_precision(run, folder, vectors):
     assert [line for _, line, _ in one] == [line for _, line, _ in other]
 
 
-def test_vectors_of_other_lengths_bring_a_warning(run, folder, here):
+def test_vectors_of_other_lengths_are_compared_by_cosine(run, folder, vectors):
+    expected = run("search", folder, "v.npy", "the bank").output
+    whole = np.load("v.npy")
+    whole[1] *= 1000
+    whole[4] *= 1e-3
+    np.save("v.npy", whole)
+    assert run("search", folder, "v.npy", "the bank").output == expected
     embedded(run, folder, "texts.txt", "--no-normalize")
-    result = run("search", folder, "v.npy", "the bank", "-k", 1)
+    assert run("search", folder, "v.npy", "the bank").output == expected
+
+
+def test_blank_lines_are_no_queries(run, folder, vectors, here):
+    (here / "queries.txt").write_text("the bank\n\n  \nAlice\n\n")
+    result = run("search", folder, "v.npy", "--queries", "queries.txt", "-k", 1)
+    assert result.output == run("search", folder, "v.npy", "the bank", "Alice", "-k", 1).output
+
+
+def test_queries_have_a_field_of_their_own(run, folder, vectors, here):
+    (here / "queries.jsonl").write_text('{"q": "the bank", "text": "x"}\n{"q": "Alice"}\n')
+    arguments = ("--texts", "texts.txt", "-k", 2)
+    result = run("search", folder, "v.npy", "--queries", "queries.jsonl", "--query-field", "q", *arguments)
     assert result.exit_code == 0
-    assert re.match(
-        r"Warning: v.npy: not all vectors have length 1 \(one has [\d.]+\), so that longer ones score more; ",
-        result.output,
-    )
+    assert result.output == run("search", folder, "v.npy", "the bank", "Alice", *arguments).output
 
 
 @pytest.mark.parametrize(
@@ -200,6 +288,8 @@ def test_vectors_of_other_lengths_bring_a_warning(run, folder, here):
         (["v.npy", "x", "--texts", "two.txt"], 1, "two.txt has 2 texts, v.npy 5 vectors: they were not made of one another"),
         (["v.npy", "x", "--texts", "none.txt"], 1, "none.txt is not a file"),
         (["v.npy", "--queries", "empty.txt"], 1, "empty.txt holds no queries"),
+        (["v.npy", "--queries", "blank.txt"], 1, "blank.txt holds no queries"),
+        (["v.npy", "x", " "], 2, "QUERY must not be blank"),
         (["v.npy"], 2, "give one or more QUERY, or --queries FILE"),
         (["v.npy", "x", "--queries", "two.txt"], 2, "give one or more QUERY, or --queries FILE"),
         (["v.npy", "x", "-k", "0"], 2, "--count must be >= 1; got 0"),
@@ -214,5 +304,6 @@ def test_what_search_refuses(run, folder, vectors, here, arguments, code, messag
     np.save("nan.npy", whole)
     (here / "two.txt").write_text("one\ntwo\n")
     (here / "empty.txt").write_text("")
+    (here / "blank.txt").write_text("\n \n")
     result = run("search", folder, *arguments)
     assert result.exit_code == code and result.output.splitlines()[-1] == f"Error: {message}", result.output

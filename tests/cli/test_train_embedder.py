@@ -90,9 +90,10 @@ def test_an_interrupted_run_says_what_it_left(run, model, pairs_file, tmp_path, 
         ('{"anchor": "a", "positive": "b"}\n' * 4, ["--batch", "1"], "EmbedderTrainer: batch must be >= 2; got 1"),
         ('{"anchor": "a", "positive": "b"}\n' * 4, ["--fields", "q"], "fields must be two or three names"),
         ('{"anchor": "a", "positive": "b"}\n' * 4, ["--eval", "absent.jsonl"], "absent.jsonl is not a file"),
-        ('{"anchor": "a", "positive": "b"}\n' * 4, ["--model", "absent"], "absent"),
+        ('{"anchor": "a", "positive": "b"}\n{"anchor": "c", "positive": "d"}\n', ["--warmup", "9"], "EmbedderTrainer: warmup must be at most 4, all steps"),
+        ('{"anchor": "a", "positive": "b"}\n{"anchor": "c", "positive": "d"}\n', ["--model", "absent"], "absent does not exist (expected an encoder's folder, or org/name)"),
     ],
-)
+)  # fmt: skip
 def test_bad_input(run, model, tmp_path, content, options, text):
     path, out = tmp_path / "pairs.jsonl", tmp_path / "tuned"
     if content is not None:

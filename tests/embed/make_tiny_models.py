@@ -38,6 +38,7 @@ MODELS = {
     "roberta": ("RobertaModel", "RobertaConfig", {**ROBERTA, "type_vocab_size": 1}),
     "roberta-classifier": ("RobertaForSequenceClassification", "RobertaConfig", {**ROBERTA, "num_labels": 1}),
     "xlm-roberta": ("XLMRobertaForMaskedLM", "XLMRobertaConfig", {**ROBERTA, "hidden_act": "relu"}),
+    "camembert": ("CamembertModel", "CamembertConfig", ROBERTA),
     "mpnet": ("MPNetModel", "MPNetConfig", MPNET),
     "mpnet-classifier": ("MPNetForSequenceClassification", "MPNetConfig", {**ROBERTA, "num_labels": 2}),
     "modernbert": ("ModernBertModel", "ModernBertConfig", MODERNBERT),

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from pair_models import write_random_encoder
+from safetensors.numpy import load_file, save_file
 
 from fastmixer.embed import auto_weights, load_sentence_model
 from fastmixer.embed.auto_weights import GATES, SENTENCES, faster_kinds
@@ -65,6 +67,21 @@ def test_a_classifier_is_tried_by_what_its_head_reads(tiny_folder, on):
     on("native-x86_64_v4_bf16")
     told = load_sentence_model(tiny_folder("bert-classifier", None), progress=False).info()["weights"]
     assert told["chosen"] in ("int8", "bfloat16", "float32") and 0 < told["tried"]["int8"] < 1
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path, on):
+    on("native-x86_64_v4_vnni")
+    folder = write_random_encoder(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.LayerNorm.weight"][3] = np.nan
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(ValueError) as caught:
+        load_sentence_model(folder, progress=False)
+    assert str(caught.value) == f"{folder}: weights must be finite; embedding_norm.weight[3] = nan"
+    tensors["embeddings.LayerNorm.weight"][3] = 3e38
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="vectors must be finite; its weights are, but some hidden state is too large"):
+        load_sentence_model(folder, progress=False)
 
 
 def test_what_is_asked_for_is_not_tried(tiny_folder):

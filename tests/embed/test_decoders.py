@@ -67,7 +67,7 @@ def test_last_tokens_are_those_that_transformers_makes_logits_of(decoder_folder,
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
-@pytest.mark.parametrize("mode", ["lasttoken", "mean_tokens", "max_tokens", "cls_token"])
+@pytest.mark.parametrize("mode", ["lasttoken", "mean_tokens", "max_tokens", "cls_token", "weightedmean_tokens"])
 def test_vectors_are_those_of_sentence_transformers(decoder_folder, name, mode):
     torch = pytest.importorskip("torch", reason="torch is the oracle here")
     theirs = pytest.importorskip("sentence_transformers", reason="sentence-transformers is the oracle here")
@@ -167,6 +167,28 @@ def test_an_end_that_the_tokenizer_does_not_write_is_refused(decoder_folder):
         load(folder)
 
 
+def test_decoders_that_do_not_only_look_back_are_refused(decoder_folder):
+    folder = decoder_folder()
+    values = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**values, "is_causal": False})
+    with pytest.raises(ValueError, match=r"config.json: is_causal must be true \(nothing else is known\); got False"):
+        load(folder)
+
+
+def test_decoders_that_classify_are_refused(decoder_folder):
+    folder = decoder_folder()
+    write_json(folder / "sentence_bert_config.json", {"transformer_task": "sequence-classification"})
+    write_modules(folder)
+    with pytest.raises(ValueError, match="qwen3: the classification heads of decoders are not supported"):
+        load(folder)
+    values = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**values, "architectures": ["Qwen3ForSequenceClassification"]})
+    for name in ("modules.json", "sentence_bert_config.json"):
+        with pytest.raises(ValueError, match=r"architectures must be .*classification heads are not supported"):
+            load(folder)
+        (folder / name).unlink()
+
+
 def test_what_a_folder_of_vectors_refuses(decoder_folder):
     folder = decoder_folder()
     with pytest.raises(ValueError, match="qwen3 is a model of vectors; cache_tokens is for models that write text"):
@@ -191,15 +213,16 @@ def test_a_language_model_must_be_told_how(decoder_folder):
         "embed: qwen3 is a language model without pooling files (modules.json, 1_Pooling); give pooling='last' or 'mean', or "
         "load a model that is made for vectors"
     )
-    with pytest.raises(ValueError, match="^embed: pooling must be one of 'mean', 'cls', 'max', 'last'; got 'first'$"):
+    with pytest.raises(ValueError, match="^embed: pooling must be one of 'mean', 'cls', 'max', 'last', .*; got 'first'$"):
         model.embed(TEXTS, pooling="first")
 
 
-def test_a_language_model_that_is_told_how(decoder_folder):
-    folder = decoder_folder("llama", None, an_end=False)
+@pytest.mark.parametrize("an_end", [False, True])
+def test_a_language_model_that_is_told_how(decoder_folder, an_end):
+    folder = decoder_folder("llama", None, an_end)
     model = load(folder, weights="float32")
     write_modules(folder, ("Pooling", "1_Pooling"))
-    for pooling, mode in (("last", "lasttoken"), ("mean", "mean_tokens")):
+    for pooling, mode in (("last", "lasttoken"), ("mean", "mean_tokens"), ("weightedmean", "weightedmean_tokens")):
         write_pooling(folder, mode)
         np.testing.assert_allclose(
             model.embed(TEXTS, pooling=pooling), load_sentence_model(folder, "float32").embed(TEXTS), atol=1e-6

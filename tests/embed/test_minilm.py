@@ -46,6 +46,12 @@ def test_vectors_and_neighbours_are_those_of_transformers(minilm_folder, goldens
     assert agreement(nearest(vectors, NEIGHBOURS), neighbours) >= SAME_NEIGHBOURS[weights]
 
 
+def test_short_texts_keep_a_little_less_in_int8(minilm_folder):
+    texts = ["", "?", "No, no!", "wow!", "ok", "thank you", "Alice", "hello world", "1"]
+    plain, rounded = (load_sentence_model(minilm_folder, weights).embed(texts) for weights in ("float32", "int8"))
+    assert 0.985 <= (plain * rounded).sum(axis=1).min()
+
+
 @pytest.mark.parametrize("implementation", OTHERS)
 @pytest.mark.parametrize("weights", LEAST)
 def test_every_kernel_has_those_vectors(minilm_folder, goldens, implementation, weights):

@@ -1,4 +1,4 @@
-"""Sentences to vectors: order, batches, pooling, prompts, limits, streams and scores of pairs; and what is refused."""
+"""Sentences to vectors: order, batches, pooling, prompts, limits and streams; and what is refused."""
 
 import json
 import warnings
@@ -61,6 +61,8 @@ def test_vectors_are_the_mean_of_each_text_alone_in_order(tiny_folder, name):
         ("cls_token", lambda hidden: hidden[0]),
         ("max_tokens", lambda hidden: hidden.max(axis=0)),
         ("lasttoken", lambda hidden: hidden[-1]),
+        ("weightedmean_tokens", lambda hidden: np.average(hidden, axis=0, weights=np.arange(1, len(hidden) + 1))),
+        ("mean_sqrt_len_tokens", lambda hidden: hidden.sum(axis=0) / np.sqrt(len(hidden))),
     ],
 )
 def test_pooling(tiny_folder, mode, pooled):
@@ -90,6 +92,44 @@ def test_dense_stages(tiny_folder):
     assert model.dim == 5
     np.testing.assert_allclose(model.embed(TEXTS, normalize=False), expected, atol=1e-4)
     np.testing.assert_allclose(model.embed(TEXTS), unit(expected), atol=1e-5)
+
+
+def test_several_poolings_are_one_vector(tiny_folder):
+    folder = tiny_folder()
+    write_json(folder / "1_Pooling" / "config.json", {"embedding_dimension": 32, "pooling_mode": ["max", "cls"]})
+    write_modules(folder, ("Pooling", "1_Pooling"))
+    model = load_sentence_model(folder, "float32")
+    hidden = [hidden_of(folder, text) for text in TEXTS]
+    expected = np.stack([np.concatenate([one.max(axis=0), one[0]]) for one in hidden])
+    assert model.dim == 64 and model.info()["pooling"] == "max+cls"
+    np.testing.assert_allclose(model.embed(TEXTS, normalize=False), expected, atol=1e-5)
+    write_modules(folder, ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
+    weight, bias = write_dense(folder, "2_Dense", 64, 5)
+    vectors = load_sentence_model(folder, "float32").embed(TEXTS, normalize=False)
+    np.testing.assert_allclose(vectors, np.tanh(expected @ weight.T + bias), atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [32, 20])
+def test_dense_stages_may_add_their_input(tiny_folder, outputs):
+    folder = tiny_folder()
+    write_modules(folder, ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))
+    weight, bias, residual = write_dense(folder, "2_Dense", 32, outputs, use_residual=True)
+    pooled = np.stack([hidden_of(folder, text).mean(axis=0) for text in TEXTS])
+    expected = np.tanh(pooled @ weight.T + bias) + (pooled if residual is None else pooled @ residual.T)
+    vectors = load_sentence_model(folder, "float32").embed(TEXTS, normalize=False)
+    np.testing.assert_allclose(vectors, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("truncate_dim", "dim"), [(7, 7), (32, 32), (100, 32)])
+def test_vectors_may_be_cut_and_then_have_unit_length(tiny_folder, tmp_path, truncate_dim, dim):
+    folder = tiny_folder()
+    whole = load_sentence_model(folder, "float32").embed(TEXTS, normalize=False)
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": truncate_dim})
+    model = load_sentence_model(folder, "float32")
+    assert model.dim == model.info()["dim"] == dim
+    np.testing.assert_allclose(model.embed(TEXTS, normalize=False), whole[:, :dim], atol=1e-6)
+    np.testing.assert_allclose(model.embed(TEXTS), unit(whole[:, :dim]), atol=1e-6)
+    assert model.embed_to(tmp_path / "vectors.npy", TEXTS).shape == (len(TEXTS), dim)
 
 
 def test_one_string_gives_one_vector(tiny_folder):
@@ -134,8 +174,13 @@ def test_the_result_may_be_float16(tiny_folder):
     vectors = model.embed(TEXTS, dtype="float16")
     assert vectors.dtype == np.float16
     np.testing.assert_allclose(vectors.astype(np.float32), model.embed(TEXTS), atol=1e-3)
-    with pytest.raises(ValueError, match="dtype must be one of 'float32', 'float16'; got 'int8'"):
-        model.embed(TEXTS, dtype="int8")
+    for name in (np.float16, np.dtype(np.float16), "f2"):
+        np.testing.assert_array_equal(model.embed(TEXTS, dtype=name), vectors)
+    assert model.embed(TEXTS[0], dtype=np.float32).dtype == np.float32
+    for name, told in (("int8", "'int8'"), (np.float64, "'float64'"), (None, "None"), ("x", "'x'"), (">f4", "'>f4'")):
+        with pytest.raises(ValueError) as caught:
+            model.embed(TEXTS, dtype=name)
+        assert str(caught.value) == f"embed: dtype must be one of 'float32', 'float16'; got {told}"
 
 
 # ---- prompts ----
@@ -159,6 +204,25 @@ def test_prompts(tiny_folder):
         model.embed(["the bank"], prompt=3)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "query", "document"),
+    [
+        ({}, "", ""),
+        ({"query": "Q ", "passage": "P ", "corpus": "C "}, "Q ", "P "),
+        ({"query": "Q ", "passage": "P ", "document": ""}, "Q ", ""),
+        ({"corpus": "C ", "STS": "S "}, "", "C "),
+    ],
+)
+def test_the_prompt_for_a_use(tiny_folder, prompts, query, document):
+    folder = tiny_folder()
+    fields = {"prompts": prompts, "default_prompt_name": next(iter(prompts), None)}
+    write_json(folder / "config_sentence_transformers.json", {name: value for name, value in fields.items() if value})
+    model = load_sentence_model(folder, "float32")
+    assert (model.prompt_for("query"), model.prompt_for("document")) == (query, document)
+    with pytest.raises(ValueError, match="^prompt_for: use must be one of 'query', 'document'; got 'passage'$"):
+        model.prompt_for("passage")
+
+
 def test_a_default_prompt_is_used_unless_told(tiny_folder):
     folder = tiny_folder()
     fields = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
@@ -167,6 +231,24 @@ def test_a_default_prompt_is_used_unless_told(tiny_folder):
     np.testing.assert_array_equal(model.embed(["the bank"]), model.embed(["query: the bank"], prompt=""))
     with pytest.raises(ValueError, match="got 'passage'"):
         model.embed(["the bank"], prompt_name="passage")
+
+
+def test_a_prompt_may_be_no_part_of_the_vector(tiny_folder):
+    folder = tiny_folder()
+    pooling = {"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": False}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    model = load_sentence_model(folder, "float32")
+    for text in TEXTS:  # [CLS] query : stand before it
+        expected = hidden_of(folder, "query: " + text)[3:].mean(axis=0)
+        np.testing.assert_allclose(model.embed(text, prompt="query: ", normalize=False), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        model.embed(TEXTS, normalize=False), [hidden_of(folder, text).mean(axis=0) for text in TEXTS], atol=1e-5
+    )
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"^embed: texts\[1\] has no tokens behind its prompt, whose tokens"):
+        load_sentence_model(folder).embed(["the bank", ""], prompt="query: ")
 
 
 # ---- limits ----
@@ -191,12 +273,17 @@ def test_long_texts_are_cut_with_one_warning(tiny_folder):
         model.embed([fits, long], truncate=False)
 
 
-def test_the_smallest_limit_counts(tiny_folder):
+def test_which_limit_counts(tiny_folder):
     folder = tiny_folder()
     assert load_sentence_model(folder).max_length == 64  # the model's positions
     write_tokenizer(folder, 30)
     assert load_sentence_model(folder).max_length == 30
     write_tokenizer(folder, 1e30)
+    assert load_sentence_model(folder).max_length == 64
+    write_tokenizer(folder, 30)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 40})  # which has the last word
+    assert load_sentence_model(folder).max_length == 40
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 90})
     assert load_sentence_model(folder).max_length == 64
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 2})
     with pytest.raises(ValueError, match="tokenizer.json: a text of 2 tokens has no room beside 3 special ones"):
@@ -208,6 +295,7 @@ def test_texts_are_lowered_where_the_folder_says_so(tiny_folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = False
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    write_json(folder / "tokenizer_config.json", {"do_lower_case": False})
     model = load_sentence_model(folder, "float32")
     assert np.abs(model.embed("THE BANK") - model.embed("the bank")).max() > 0.01
     write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
@@ -228,6 +316,7 @@ def test_texts_are_lowered_where_the_folder_says_so(tiny_folder):
         (TypeError, "^embed: texts must be a list of strings; got bytes$", b"text"),
         (TypeError, "^embed: texts must be a list of strings; got int$", 3),
         (TypeError, "^embed: texts must be a list of strings; got dict$", {"a": 1}),
+        (TypeError, r"^embed: texts must be a list of strings; got ndarray of shape \(\)$", np.array("abc")),
         (ValueError, r"^embed: character 1 of texts\[1\] is '\\ud800', half a surrogate pair", ["a", "b\ud800"]),
         (ValueError, r"^embed: character 0 of texts\[0\] is '\\ud800', half a surrogate pair", "\ud800"),
     ],
@@ -323,61 +412,11 @@ def test_an_error_leaves_the_old_file(tiny_folder, tmp_path, monkeypatch):
         model.embed_to("vectors.bin", TEXTS)
 
 
-# ---- pairs ----
+# ---- the model itself ----
 
 
-@pytest.mark.parametrize("name", ["bert-classifier", "roberta-classifier", "modernbert-classifier"])
-def test_rerank(tiny_folder, name):
-    folder = tiny_folder(name, None)
-    model = load_sentence_model(folder, "float32")
-    tokenizer, encoder = Tokenizer.from_file(str(folder / "tokenizer.json")), Encoder(open_encoder(folder), "float32")
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    expected = []
-    for text in TEXTS:
-        pair = tokenizer.encode("the river", text)
-        types = np.array(pair.type_ids) if encoder.config.token_types > 1 else None
-        hidden = encoder.forward(np.array(pair.ids), np.array([0, len(pair.ids)]), types)
-        pooled = hidden.mean(axis=0) if model.config.head.pooling == "mean" else hidden[0]
-        expected.append(1 / (1 + np.exp(-encoder.classify(pooled[None])[0, 0])))
-    scores = model.score("the river", TEXTS, batch_tokens=20)
-    assert scores.dtype == np.float32 and np.ptp(expected) > 0.01
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-    ranked = model.rerank("the river", TEXTS, batch_tokens=20)
-    assert [place.index for place in ranked] == np.argsort(-scores, kind="stable").tolist()
-    assert [place.score for place in ranked] == sorted(scores.tolist(), reverse=True)
-    assert model.rerank("the river", TEXTS, top_k=2, batch_tokens=20) == ranked[:2]
-    assert model.rerank("the river", []) == []
-
-
-def test_scores_may_be_logits(tiny_folder):
-    folder = tiny_folder("bert-classifier", None)
-    scores = load_sentence_model(folder, "float32").score("the river", TEXTS)
-    values = json.loads((folder / "config.json").read_text())
-    values["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    (folder / "config.json").write_text(json.dumps(values))
-    logits = load_sentence_model(folder, "float32").score("the river", TEXTS)
-    np.testing.assert_allclose(np.log(scores / (1 - scores)), logits, atol=1e-4)
-
-
-def test_what_rerank_refuses(tiny_folder):
-    cross = load_sentence_model(tiny_folder("bert-classifier", None))
-    with pytest.raises(
-        ValueError, match="^embed: bert-classifier is a cross-encoder or classifier, which gives no vectors"
-    ):
-        cross.embed(TEXTS)
-    with pytest.raises(TypeError, match=r"^rerank: texts\[1\] must be a string; got NoneType$"):
-        cross.rerank("a", ["b", None])
-    with pytest.raises(TypeError, match="^rerank: query must be a string of UTF-8 text; got NoneType"):
-        cross.rerank(None, TEXTS)
-    with pytest.raises(TypeError, match="^rerank: texts must be a list of strings; got one string"):
-        cross.rerank("a", "b")
-    with pytest.raises(ValueError, match="^rerank: top_k must be >= 1; got 0"):
-        cross.rerank("a", TEXTS, top_k=0)
-    with pytest.raises(ValueError, match="^rerank: bert is no cross-encoder; use embed"):
-        load_sentence_model(tiny_folder()).rerank("a", TEXTS)
-    with pytest.raises(ValueError, match="must have one output; distilbert-classifier has 3 classes"):
-        load_sentence_model(tiny_folder("distilbert-classifier", None)).rerank("a", TEXTS)
+def test_repr(tiny_folder):
+    assert repr(load_sentence_model(tiny_folder(), "int8")) == "SentenceModel('bert', dim=32, weights='int8')"
 
 
 def test_info(tiny_folder):

@@ -4,13 +4,13 @@ are the same always; and what is refused."""
 import json
 import os
 import signal
-import stat
 
 import numpy as np
+import pair_models
 import pytest
-from pair_models import made_pairs, write_random_encoder
-from safetensors.numpy import load_file, save_file
-from tiny_encoders import TINY, write_dense, write_json, write_modules, write_pooling, write_tokenizer
+from pair_models import QUICK, TEXTS, embed, made_pairs, tune, write_random_encoder
+from safetensors.numpy import load_file
+from tiny_encoders import TINY, write_dense, write_json, write_modules
 
 import fastmixer as fm
 from fastmixer.data.pairs import as_pairs
@@ -22,22 +22,10 @@ from fastmixer.train.pair_tokens import Prompts, TokenizedPairs, batches, batche
 from fastmixer.train.retrieval import retrieval_score
 from fastmixer.train.trainer import NonFiniteError
 
-QUICK = {"steps": 4, "batch": 8, "learning_rate": 3e-3, "holdout": 0, "progress": False}
-TEXTS = ["the bank by river", "alice introduced bob", "chloe", "old house and water!"]
-
 
 @pytest.fixture
 def model(tmp_path):
     return write_random_encoder(tmp_path / "model")
-
-
-def tune(model, out, pairs=None, **options):
-    trainer = fm.EmbedderTrainer(model, made_pairs(40) if pairs is None else pairs, out=out, **{**QUICK, **options})
-    return trainer, trainer.fit()
-
-
-def embed(folder):
-    return fm.load(folder, weights="float32").embed(TEXTS)
 
 
 # ---- it learns ----
@@ -211,8 +199,9 @@ def test_no_text_that_belongs_to_an_anchor_is_its_negative(model, prompts):
 
 
 def test_batches_of_one_and_the_same_pair_cost_nothing(model, tmp_path):
-    _, result = tune(model, tmp_path / "tuned", [("alice", "bob")] * 8, dropout=0)
-    assert result.losses == [0.0] * 4
+    with pytest.warns(UserWarning, match="^EmbedderTrainer: all 8 pairs are the same one, .*: the loss is 0") as warned:
+        _, result = tune(model, tmp_path / "tuned", [("alice", "bob")] * 8, dropout=0)
+    assert result.losses == [0.0] * 4 and warned[0].filename == pair_models.__file__
 
 
 def test_retrieval_score_by_hand(model):
@@ -248,112 +237,6 @@ def test_prompts_stand_before_texts_and_the_models_own_is_the_default(model, tmp
     assert (trainer().pairs.lengths == plain + 2).all() and (
         trainer(anchor_prompt="", text_prompt="").pairs.lengths == plain
     ).all()
-
-
-# ---- what is written ----
-
-
-def test_the_folder_is_whole(model, tmp_path):
-    (model / "onnx").mkdir()
-    for name in ("onnx/model.onnx", "pytorch_model.bin.index.json", "vocab.txt", "LICENSE", "notes.md"):
-        (model / name).write_text("{}")
-    _, result = tune(model, tmp_path / "tuned")
-    out = tmp_path / "tuned"
-    files = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
-    assert files == [
-        "1_Pooling", "1_Pooling/config.json", "2_Normalize", "LICENSE", "config.json", "model.safetensors", "modules.json",
-        "tokenizer.json", "training.json", "vocab.txt",
-    ]  # fmt: skip
-    for name in ("1_Pooling/config.json", "modules.json", "tokenizer.json"):
-        assert (out / name).read_bytes() == (model / name).read_bytes()
-    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
-    record = json.loads((out / "training.json").read_text())
-    assert (record["from"], record["pairs"], record["steps"], record["reason"]) == ("model", 40, 4, "finished")
-    assert record["losses"] == result.losses and record["settings"]["learning_rate"] == 3e-3
-    mode = stat.S_IMODE((out / "model.safetensors").stat().st_mode)
-    assert mode == stat.S_IMODE((out / "training.json").stat().st_mode)
-    assert not list(tmp_path.glob(".writing-*"))
-
-
-def test_tensors_keep_their_names_and_what_is_not_trained_its_values(tmp_path):
-    model = write_random_encoder(tmp_path / "model", "roberta")
-    tensors = load_file(model / "model.safetensors")
-    prefixed = {f"roberta.{name}": value for name, value in tensors.items()}
-    prefixed["lm_head.bias"] = np.arange(96, dtype=np.float16)
-    save_file({**prefixed, "roberta.embeddings.position_ids": np.arange(66)[None]}, str(model / "model.safetensors"))
-    tune(model, tmp_path / "tuned")
-    after = load_file(tmp_path / "tuned" / "model.safetensors")
-    assert set(after) == set(prefixed)
-    assert (after["lm_head.bias"] == np.arange(96)).all()
-    positions = "roberta.embeddings.position_embeddings.weight"
-    assert (after[positions][:2] == prefixed[positions][:2]).all() and (
-        after[positions][2:8] != prefixed[positions][2:8]
-    ).any()
-    name = "roberta.encoder.layer.1.attention.self.value.weight"
-    assert after[name].dtype == np.float32 and (after[name] != prefixed[name]).any()
-
-
-def test_a_folder_without_modules_gets_them(tmp_path):
-    model = write_random_encoder(tmp_path / "model", mode=None)
-    tune(model, tmp_path / "tuned")
-    out = tmp_path / "tuned"
-    assert [module["path"] for module in json.loads((out / "modules.json").read_text())] == ["", "1_Pooling"]
-    assert json.loads((out / "sentence_bert_config.json").read_text()) == {"max_seq_length": 64}
-    assert fm.load(out).recipe.pooling == "mean" and fm.load(out).max_length == 64
-
-
-def test_a_transformer_in_a_folder_of_its_own_stays_there(tmp_path):
-    inner = write_random_encoder(tmp_path / "model" / "0_Transformer", mode=None)
-    model = inner.parent
-    write_modules(model, ("Pooling", "1_Pooling"))
-    listed = json.loads((model / "modules.json").read_text())
-    listed[0]["path"] = "0_Transformer"
-    write_json(model / "modules.json", listed)
-    write_pooling(model, "cls_token")
-    tune(model, tmp_path / "tuned")
-    assert (tmp_path / "tuned" / "0_Transformer" / "model.safetensors").is_file()
-    assert fm.load(tmp_path / "tuned").recipe.pooling == "cls"
-    assert np.abs(embed(tmp_path / "tuned") - embed(model)).max() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "mpnet", "modernbert"])
-def test_the_result_opens_in_transformers(tmp_path, name):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    tune(write_random_encoder(tmp_path / "model", name), tmp_path / "tuned")
-    loaded = fm.load(tmp_path / "tuned", weights="float32")
-    model = transformers.AutoModel.from_pretrained(tmp_path / "tuned").eval()
-    assert model.dtype == torch.float32
-    for text, vector in zip(TEXTS, loaded.embed(TEXTS), strict=True):
-        ids = loaded.tokenizer.encode("test", [text]).ids[0]
-        with torch.no_grad():
-            expected = model(input_ids=torch.tensor(ids[None])).last_hidden_state[0].mean(0).numpy()
-        assert vector @ expected / np.linalg.norm(expected) >= 0.99999
-
-
-def test_the_result_opens_in_sentence_transformers(model, tmp_path):
-    library = pytest.importorskip("sentence_transformers")
-    write_tokenizer(model, 64)
-    write_json(
-        model / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, "pad_token": "[PAD]"},
-    )
-    tune(model, tmp_path / "tuned", steps=20)
-    theirs = library.SentenceTransformer(str(tmp_path / "tuned"), device="cpu").encode(TEXTS)
-    ours = embed(tmp_path / "tuned")
-    assert (theirs * ours).sum(axis=1).min() >= 0.99999
-    assert (embed(model) * ours).sum(axis=1).max() < 0.999  # and it is another model than before
-
-
-def test_nothing_is_left_when_writing_fails(model, tmp_path, monkeypatch):
-    trainer = fm.EmbedderTrainer(model, made_pairs(8), out=tmp_path / "tuned", **QUICK)
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("fastmixer.weights.encoder_export._write_weights", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        trainer.fit()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 # ---- interrupted, broken ----
@@ -405,6 +288,10 @@ def test_a_loss_that_is_no_number_ends_it_with_nothing_written(model, tmp_path):
         ({"holdout": 1}, "EmbedderTrainer: holdout must be >= 0 and < 1; got 1"),
         ({"schedule": "step"}, "EmbedderTrainer: schedule must be one of 'cosine', 'linear', 'constant'; got 'step'"),
         ({"precision": "half"}, "EmbedderTrainer: precision must be one of 'float32', 'bfloat16'; got 'half'"),
+        (
+            {"warmup": 4, "steps": 3},
+            "EmbedderTrainer: warmup must be at most 3, all steps, or the peak is never reached; got 4",
+        ),
         ({"max_length": 65}, "EmbedderTrainer: max_length must be at most 64, the model's limit; got 65"),
     ],
 )
@@ -414,11 +301,33 @@ def test_wrong_settings(model, tmp_path, options, text):
     assert str(error.value) == text
 
 
+def test_fields_are_names_not_letters(model, tmp_path):
+    text = "EmbedderTrainer: fields must be names, in a list or tuple; got the string 'qa'"
+    (tmp_path / "pairs.jsonl").write_text('{"q": "a", "a": "b"}\n' * 8)
+    for pairs in (tmp_path / "pairs.jsonl", made_pairs(8)):
+        with pytest.raises(ValueError) as error:
+            fm.EmbedderTrainer(model, pairs, out=tmp_path / "tuned", fields="qa")
+        assert str(error.value) == text
+    with pytest.raises(ValueError, match="fields must be two or three names"):
+        fm.EmbedderTrainer(model, tmp_path / "pairs.jsonl", out=tmp_path / "tuned", fields=["q"])
+
+
 def test_one_pair_alone_has_nothing_to_be_told_from(model, tmp_path):
     text = "EmbedderTrainer: pairs must hold at least 2 to train on, one's texts are the other's negatives; got 1"
     with pytest.raises(ValueError) as error:
         fm.EmbedderTrainer(model, [("a", "b")], out=tmp_path / "tuned")
     assert str(error.value) == text
+
+
+def test_a_mistyped_name_is_not_looked_for_elsewhere(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"^my-typo does not exist \(expected an encoder's folder, or org/name\)$"
+    ):
+        fm.EmbedderTrainer("my-typo", made_pairs(8), out=tmp_path / "tuned")
+    with pytest.raises(
+        FileNotFoundError, match="^sentence-transformers/all-my-typo is not in the cache"
+    ):  # it looks like a name there
+        fm.EmbedderTrainer("all-my-typo", made_pairs(8), out=tmp_path / "tuned", offline=True)
 
 
 def test_models_that_cannot_be_trained(tmp_path):

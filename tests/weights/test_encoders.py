@@ -92,12 +92,23 @@ def test_defaults_are_those_of_transformers():
     assert base == EncoderConfig(vocab=30522, context=512, dim=768, layers=12, heads=12, hidden=3072, token_types=2)
     roberta = read_encoder_config({"model_type": "roberta"}, "x")
     assert (roberta.vocab, roberta.context) == (50265, 510)
+    for name in ("xlm-roberta", "camembert"):
+        assert (read_encoder_config({"model_type": name}, "x").vocab) == 30522
     assert read_encoder_config({"model_type": "distilbert"}, "x").layers == 6
     assert read_encoder_config({"model_type": "mpnet"}, "x").vocab == 30527
     modern = read_encoder_config({"model_type": "modernbert"}, "x")
     assert (modern.layers, modern.hidden, modern.context, modern.window) == (22, 1152, 8192, 64)
     assert modern.local_layers[:7] == (False, True, True, False, True, True, False)
     assert not (modern.attention_bias or modern.feedforward_bias or modern.norm_bias)
+
+
+def test_activations_by_all_their_names():
+    for ours, names in {
+        "gelu": ("gelu", "gelu_python"), "silu": ("silu", "swish"), "relu": ("relu",),
+        "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"),
+    }.items():  # fmt: skip
+        for name in names:
+            assert read_encoder_config({"model_type": "bert", "hidden_act": name}, "x").activation == ours
 
 
 def test_older_fields_of_modernbert():
@@ -115,7 +126,7 @@ def test_older_fields_of_modernbert():
 @pytest.mark.parametrize(
     ("name", "fields", "match"),
     [
-        ("bert", {"model_type": "t5"}, "model_type must be one of bert, distilbert, roberta, xlm-roberta, mpnet, modernbert; got 't5'"),
+        ("bert", {"model_type": "t5"}, "model_type must be one of bert, distilbert, roberta, xlm-roberta, camembert, mpnet, modernbert; got 't5'"),
         ("bert", {"model_type": None}, "model_type is missing; expected one of bert"),
         ("bert", {"hidden_size": 0}, "hidden_size must be an integer from 1 to 1048576; got 0"),
         ("bert", {"hidden_size": "32"}, "hidden_size must be an integer"),
@@ -235,16 +246,40 @@ def test_a_folder_without_modules_has_no_say(folder):
 
 
 @pytest.mark.parametrize(
-    ("mode", "pooling"), [("mean_tokens", "mean"), ("cls_token", "cls"), ("max_tokens", "max"), ("lasttoken", "last")]
-)
-def test_pooling_is_read(folder, mode, pooling):
+    ("mode", "pooling", "named"),
+    [
+        ("mean_tokens", "mean", "mean"), ("cls_token", "cls", "cls"), ("max_tokens", "max", "max"),
+        ("lasttoken", "last", "lasttoken"), ("weightedmean_tokens", "weightedmean", "weightedmean"),
+        ("mean_sqrt_len_tokens", "mean_sqrt_len", "mean_sqrt_len_tokens"),
+    ],
+)  # fmt: skip
+def test_pooling_is_read(folder, mode, pooling, named):
     copy = folder()
     write_modules(copy, ("Pooling", "1_Pooling"))
     write_pooling(copy, mode)
     assert open_encoder(copy).recipe.pooling == pooling
     assert not open_encoder(copy).recipe.normalize
-    write_json(copy / "1_Pooling" / "config.json", {"embedding_dimension": 32, "pooling_mode": mode.split("_")[0]})
-    assert open_encoder(copy).recipe.pooling == pooling
+    for value in (named, [named]):
+        write_json(copy / "1_Pooling" / "config.json", {"embedding_dimension": 32, "pooling_mode": value})
+        assert open_encoder(copy).recipe.pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("fields", "pooling"),
+    [
+        ({"pooling_mode": ["mean", "cls"]}, "mean+cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_lasttoken": True}, "cls+mean+last"),
+        ({}, "mean"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, "mean"),
+    ],
+)  # fmt: skip
+def test_poolings_that_no_or_several_flags_choose(folder, fields, pooling):
+    copy = folder()
+    write_modules(copy, ("Pooling", "1_Pooling"))
+    write_json(copy / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, "include_prompt": False, **fields})
+    recipe = open_encoder(copy).recipe
+    assert (recipe.pooling, recipe.pools_prompt) == (pooling, False)
+    assert recipe.vector_dim(32) == 32 * len(pooling.split("+"))
 
 
 def test_the_whole_recipe_is_read(folder):
@@ -254,8 +289,10 @@ def test_the_whole_recipe_is_read(folder):
     weight, bias = write_dense(copy, "2_Dense", 32, 7, activation="torch.nn.modules.linear.Identity")
     write_json(copy / "sentence_bert_config.json", {"max_seq_length": 50, "do_lower_case": True})
     prompts = {"query": "Q: ", "document": ""}
-    write_json(copy / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "query"})
+    model = {"prompts": prompts, "default_prompt_name": "query", "truncate_dim": 5}
+    write_json(copy / "config_sentence_transformers.json", model)
     recipe = open_encoder(copy).recipe
+    assert (recipe.truncate_dim, recipe.vector_dim(32), recipe.pools_prompt, recipe.classifies) == (5, 5, True, False)
     assert (recipe.pooling, recipe.normalize, recipe.max_length, recipe.lower_case) == ("cls", True, 50, True)
     assert (recipe.prompts, recipe.default_prompt) == (prompts, "query")
     (stage,) = recipe.dense
@@ -285,14 +322,13 @@ MEAN = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({**MEAN, "pooling_mode_mean_tokens": False, "pooling_mode_weightedmean_tokens": True}, "pooling weightedmean is not known; expected one of mean, cls, max, last"),
-        ({**MEAN, "pooling_mode_mean_tokens": False, "pooling_mode_mean_sqrt_len_tokens": True}, "pooling mean_sqrt_len is not known"),
-        ({**MEAN, "pooling_mode_cls_token": True}, "must choose one pooling mode; got mean, cls"),
-        ({"word_embedding_dimension": 32}, "must choose one pooling mode; got none"),
         ({**MEAN, "pooling_mode_cls_token": "yes"}, "pooling_mode_cls_token must be true or false; got 'yes'"),
         ({**MEAN, "word_embedding_dimension": 33}, "word_embedding_dimension must be 32, the width of the encoder; got 33"),
-        ({**MEAN, "include_prompt": False}, "include_prompt must be true"),
-        ({"pooling_mode": "median"}, "pooling_mode must be one of mean, cls, max"),
+        ({**MEAN, "include_prompt": 0}, "include_prompt must be true or false; got 0"),
+        ({"pooling_mode": "median"}, "pooling_mode must be one of cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, or a list of them; got 'median'"),
+        ({"pooling_mode": "last"}, "pooling_mode must be one of cls, max"),
+        ({"pooling_mode": ["mean", 3]}, "pooling_mode must be one of cls, max"),
+        ({"pooling_mode": []}, "pooling_mode must be one of cls, max"),
     ],
 )  # fmt: skip
 def test_pooling_that_is_not_known_is_refused_by_name(folder, fields, match):
@@ -335,6 +371,10 @@ def test_modules_in_an_order_that_is_not_known(folder):
     write_modules(copy, ("Pooling", "1_Pooling"), ("Normalize", "2"), ("Dense", "3_Dense"))
     with pytest.raises(ValueError, match="modules.json: Normalize must come last; nothing else is known"):
         open_encoder(copy)
+    write_modules(copy, ("Pooling", "1_Pooling"), ("Normalize", "2"))
+    write_json(copy / "2" / "config.json", {"module_input_name": "token_embeddings"})
+    with pytest.raises(ValueError, match=r"2/config.json: module_input_name must be one of sentence_embedding; got 'token"):
+        open_encoder(copy)
     write_modules(copy, ("Pooling", "1_Pooling"), ("Pooling", "1_Pooling"))
     with pytest.raises(ValueError, match="modules.json: Pooling must come once, before Dense"):
         open_encoder(copy)
@@ -347,6 +387,10 @@ def test_modules_in_an_order_that_is_not_known(folder):
         ({"out_features": 8}, "tensor linear.weight must have shape [8, 32]; got [7, 32]"),
         ({"bias": False}, "tensor linear.bias is not known in a Dense module"),
         ({"activation_function": "torch.nn.modules.activation.Mish"}, "activation_function must be one of torch.nn's Tanh, Identity, ReLU, GELU, SiLU; got 'torch.nn.modules.activation.Mish'"),
+        ({"use_residual": True}, "tensor residual.weight [7, 32] is missing"),
+        ({"use_residual": "yes"}, "use_residual must be true or false; got 'yes'"),
+        ({"module_input_name": "token_embeddings"}, "module_input_name must be one of sentence_embedding; got 'token_embeddings'"),
+        ({"module_output_name": "scores"}, "module_output_name must be one of sentence_embedding; got 'scores'"),
     ],
 )  # fmt: skip
 def test_dense_stages_that_are_wrong(folder, fields, match):
@@ -365,6 +409,9 @@ def test_dense_stages_that_are_wrong(folder, fields, match):
     [
         ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length must be an integer from 1"),
         ("sentence_bert_config.json", {"do_lower_case": 1}, "do_lower_case must be true or false; got 1"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task must be one of feature-extraction, sequence-classification; got 'fill-mask'"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 9}}}, "processing_kwargs must be absent or empty"),
+        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim must be an integer from 1 to"),
         ("config_sentence_transformers.json", {"prompts": {"a": 3}}, "prompts.a must be text; got 3"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts must be an object; got ['a']"),
         (
@@ -373,7 +420,7 @@ def test_dense_stages_that_are_wrong(folder, fields, match):
             "default_prompt_name must be one of a; got 'b'",
         ),
     ],
-)
+)  # fmt: skip
 def test_lengths_and_prompts_that_are_wrong(folder, name, fields, match):
     copy = folder()
     write_json(copy / name, fields)
