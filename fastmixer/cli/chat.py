@@ -13,6 +13,7 @@ from fastmixer.cli import options
 HELP = """\
 /system TEXT   the system prompt from here on (alone: show it)
 /undo          take back the last message and its answer
+/retry         let the last message be answered once more
 /reset         begin anew, with the same system prompt
 /stats         figures of the last answer
 /save FILE     write the conversation as JSON
@@ -28,7 +29,9 @@ EXPECTED = (ValueError, TypeError, OSError)
 @click.command("chat")
 @click.argument("model")
 @click.option("--system", default="", help="A system prompt (default: what the model's template says).")
-@click.option("--max-new-tokens", "-n", type=int, help="Of an answer at most so many tokens (default: 512).")
+@click.option(
+    "--max-new-tokens", "-n", type=int, help="Of an answer at most so many tokens (default: the model's, else 512)."
+)
 @options.sampling
 @options.loading
 def chat(
@@ -43,7 +46,7 @@ def chat(
 ) -> None:
     """Talk with MODEL: a .gguf file, a folder, a training run, or org/name. Ctrl-C stops an answer, Ctrl-D ends; /help.
 
-    Where stdin is no terminal, each line is a message.
+    Where stdin is no terminal, each line is a message; the exit status is 1 if none of them was answered, but some failed.
 
     \b
     Examples:
@@ -62,6 +65,8 @@ def chat(
         _at_terminal(talk)
     else:
         _run(talk, lambda prompt: options.text_from_stdin(sys.stdin.buffer.readline()))
+        if talk.failed and not talk.answered:
+            sys.exit(1)
 
 
 def _at_terminal(talk: "Talk") -> None:
@@ -92,7 +97,8 @@ def _run(talk: "Talk", read: Callable[[str], str]) -> None:
         except KeyboardInterrupt:
             click.echo("\n(Ctrl-D or /exit ends)", err=True)
         except EXPECTED as error:
-            click.echo(f"Error: {error}", err=True)
+            talk.failed += 1
+            click.echo(f"Error: {options.visible(talk.advice(error))}", err=True)
 
 
 def _message(read: Callable[[str], str]) -> str | None:
@@ -112,11 +118,12 @@ def _message(read: Callable[[str], str]) -> str | None:
 
 
 class Talk:
-    """A conversation with a model: messages so far, and what the commands do to them."""
+    """A conversation with a model: messages so far, and what the commands do to them. answered, failed: how many were."""
 
     def __init__(self, model: Any, given: dict[str, Any], system: str = ""):
         self.model, self.given = model, given
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self.answered = self.failed = 0
         self._details: Any = None
 
     def take(self, message: str) -> None:
@@ -130,9 +137,10 @@ class Talk:
             raise ValueError(f"there is no command {name}; /help tells those that there are")
         command(rest.strip())
 
-    def say(self, message: str) -> None:
-        """Print the answer as it comes. What Ctrl-C stops stays as far as it came; nothing is kept of what failed."""
-        messages = [*self.messages, {"role": "user", "content": message}]
+    def say(self, message: str, before: list[dict[str, str]] | None = None) -> None:
+        """Print the answer as it comes, to a message after those before (None: all). What Ctrl-C stops stays as far as it
+        came; nothing is kept of what failed."""
+        messages = [*(self.messages if before is None else before), {"role": "user", "content": message}]
         answer = self.model.chat_stream(messages, **self.given)
         with answer:
             try:
@@ -143,8 +151,28 @@ class Talk:
                 click.echo(" (stopped)", nl=False)
             click.echo()
             self._details = answer.details
+        self.answered += 1
+        if self._details.finish_reason == "length":
+            click.echo(self._cut(), err=True)
         if self._details.text:
             self.messages = [*messages, {"role": "assistant", "content": self._details.text}]
+
+    def _cut(self) -> str:
+        """Why the last answer ended before its end."""
+        if self._details.prompt_tokens + len(self._details.tokens) > self.model.context:
+            return f"(cut: the context of {self.model.context:,} tokens is full)"
+        return f"(cut after {len(self._details.tokens):,} tokens; -n allows more)"
+
+    def advice(self, error: Exception) -> str:
+        """An error, and where the conversation has become too long what to do."""
+        from fastmixer.generate.options import PromptTooLong
+
+        if not isinstance(error, PromptTooLong):
+            return str(error)
+        own = len(self._without_system())
+        text = f"the conversation would have {error.tokens:,} tokens, more than the context of {error.context:,}. "
+        text += "It stays as it was: /undo takes back its last message, /reset begins anew" if own else "Ask in fewer words"
+        return f"{text}; fastmixer chat --context makes room for more, up to what the model was made for"
 
     # ---- commands ----
 
@@ -164,11 +192,17 @@ class Talk:
         self.messages = self.messages[: len(self.messages) - len(self._without_system())]
 
     def _do_undo(self, rest: str) -> None:
-        talk = self._without_system()
-        if not talk:
-            raise ValueError("/undo: nothing was said yet")
-        last = max(index for index, message in enumerate(self.messages) if message["role"] == "user")
-        self.messages = self.messages[:last]
+        self.messages = self.messages[: self._last("/undo")]
+
+    def _do_retry(self, rest: str) -> None:
+        last = self._last("/retry")
+        self.say(self.messages[last]["content"], self.messages[:last])
+
+    def _last(self, command: str) -> int:
+        """The place of the last message that was answered."""
+        if not self._without_system():
+            raise ValueError(f"{command}: nothing was said yet")
+        return max(index for index, message in enumerate(self.messages) if message["role"] == "user")
 
     def _do_stats(self, rest: str) -> None:
         details = self._details

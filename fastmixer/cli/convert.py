@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--type", "type_name", help="Of matrices: F32, F16, BF16, Q8_0 or Q4_0 (default: as they are stored).")
+@options.context
 @click.option("--force", is_flag=True, help="Write over a model that stands at TARGET.")
 @options.offline
-def convert(model: str, target: Path, type_name: str | None, force: bool, offline: bool) -> None:
+def convert(model: str, target: Path, type_name: str | None, context: int | None, force: bool, offline: bool) -> None:
     """Write MODEL (a .gguf file, a folder, a training run, or org/name) to TARGET: a name that ends in .gguf, or a folder
-    that transformers opens. Folders hold F32, F16 or BF16.
+    that transformers opens. Folders hold F32, F16 or BF16. In files of Q8_0 or Q4_0, matrices whose rows are no
+    multiple of 32 are F16; a warning tells which.
 
     \b
     Examples:
@@ -31,12 +33,13 @@ def convert(model: str, target: Path, type_name: str | None, force: bool, offlin
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists; add --force to write over it")
 
+    from fastmixer.opening import place_of
     from fastmixer.progress import LateBar
     from fastmixer.weights.convert import convert as write
     from fastmixer.weights.source import open_source
 
-    source = open_source(model, offline=offline or None)
-    with LateBar(_bytes(source, type_name), desc="writing", unit="B", unit_scale=True) as bar:
+    source = open_source(place_of(model), context=context, offline=offline or None)
+    with LateBar(_bytes(source, type_name), shown=options.at_terminal(), desc="writing", unit="B", unit_scale=True) as bar:
         path = write(source, target, type_name, bar.update)
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
     written = open_source(path)

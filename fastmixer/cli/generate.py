@@ -8,7 +8,7 @@ import click
 
 from fastmixer.cli import options
 
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+NEW_TOKENS = 128  # unless the model's makers or -n say
 
 
 @click.command("generate")
@@ -19,7 +19,7 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
     type=click.Path(path_type=Path),
     help="Read the prompt from this file (default: PROMPT; - is stdin).",
 )
-@click.option("--max-new-tokens", "-n", type=int, default=128, show_default=True, help="At most so many tokens.")
+@click.option("--max-new-tokens", "-n", type=int, help="At most so many tokens (default: the model's, else 128).")
 @click.option("--samples", "n", type=int, default=1, show_default=True, help="So many texts, one after another.")
 @options.sampling
 @click.option(
@@ -52,23 +52,25 @@ def generate(
     """
     given = options.given(choices)
     prompt = _prompt(prompt, prompt_file)
+    if prompt == "":
+        raise ValueError("generate: the prompt is empty; without one the model begins a text of its own")
 
     opened = options.load_language_model(model, weights, cache, context, packed_cache, offline)
+    given.setdefault("max_new_tokens", opened.generation.get("max_new_tokens", NEW_TOKENS))
     begin: Any = _beginning(opened) if prompt is None else prompt
     if given["n"] > 1:
         results = opened.generate(begin, return_details=True, **given)
         for number, details in enumerate(results, 1):
             click.echo(f"--- {number} ---\n{prompt or ''}{details.text}")
+            _show_logprobs(details, opened.tokenizer)
     else:
         results = [_write(opened.stream(begin, **given), prompt or "")]
-    for details in results:
-        if details.logprobs is not None and opened.tokenizer is not None:
-            click.echo(_table(details.logprobs, opened.tokenizer))
+        _show_logprobs(results[0], opened.tokenizer)
     if stats:
         for details in results:
             click.echo(options.figures(details), err=True)
     if not results[-1].finish_reason:
-        sys.exit(INTERRUPTED)
+        sys.exit(options.exit_status())
 
 
 def _prompt(prompt: str | None, path: Path | None) -> str | None:
@@ -104,10 +106,9 @@ def _write(pieces: Any, prompt: str) -> Any:
         return pieces.details
 
 
-def _table(logprobs: list[Any], tokenizer: Any) -> str:
-    """A line for each token: its log-probability, and the likeliest in its place."""
-    rows = []
-    for one in logprobs:
-        others = "  ".join(f"{tokenizer.id_to_token(i)!r} {value:.3f}" for i, value in one.top)
-        rows.append(f"{one.logprob:9.3f}  {tokenizer.id_to_token(one.token)!r:<16}  {others}".rstrip())
-    return "\n".join(rows)
+def _show_logprobs(details: Any, tokenizer: Any) -> None:
+    """A line for each token, if they were asked for: its log-probability, and the likeliest in its place."""
+    for one in details.logprobs or []:
+        others = "  ".join(f"{options.quoted(tokenizer.id_to_token(i))} {value:.3f}" for i, value in one.top)
+        piece = options.quoted(tokenizer.id_to_token(one.token))
+        click.echo(f"{one.logprob:9.3f}  {piece:<16}  {others}".rstrip())

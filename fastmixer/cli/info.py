@@ -43,12 +43,13 @@ def info(
       fastmixer info model.gguf --context 2048 --cache int8 --weights int8
       fastmixer info runs/book --tensors
     """
-    from fastmixer.opening import vectors_folder
+    from fastmixer.opening import place_of, vectors_folder
     from fastmixer.weights.encoder_folder import is_encoder_folder, open_encoder
     from fastmixer.weights.encoder_recipe import transformer_folder
     from fastmixer.weights.hf_folder import open_folder
     from fastmixer.weights.source import open_source
 
+    model = str(place_of(model))
     folder = vectors_folder(model, offline or None, None)
     if folder is not None and is_encoder_folder(folder):
         _show_encoder(open_encoder(folder, name=None if Path(model).exists() else model), list_tensors, as_json)
@@ -72,12 +73,13 @@ def info(
 
 def _print(lines: list[tuple[str, str]], tensors: list[dict[str, Any]]) -> None:
     for name, text in lines:
-        click.echo(f"{name:<13}{text}")
+        click.echo(f"{name:<13}{options.visible(text)}")
     for tensor in tensors:
         shape = " x ".join(f"{n:,}" for n in tensor["shape"])
         kept = tensor["kept"] or ""
         click.echo(
-            f"  {tensor['name']:<40} {tensor['type']:<7} {shape:>16} {options.size(tensor['bytes']):>12}  {kept}"
+            f"  {options.visible(tensor['name']):<40} {tensor['type']:<7} {shape:>16} "
+            f"{options.size(tensor['bytes']):>12}  {kept}"
         )
 
 
@@ -100,7 +102,12 @@ def _report(source: "ModelSource", weights: str, cache: str) -> dict[str, Any]:
         "parameters": sum(prod(tensor.shape) for tensor in source.tensors.values()),
         "context": config.context,
         "tensors": _types(source.tensors),
-        "weights": {"asked": weights, "matrices": planned.matrices, "bytes": planned.weight_bytes},
+        "weights": {
+            "asked": weights,
+            "matrices": planned.matrices,
+            "bytes": planned.weight_bytes,
+            "rounded": _rounded(source.tensors, planned.kinds) if weights == "auto" else [],
+        },
         "cache": {"dtype": cache, "tokens": config.context, "bytes": cache_bytes},
         "memory": {"needed": planned.weight_bytes + cache_bytes, "available": available_memory()},
         "tokenizer": None if source.tokenizer is None else _tokenizer(source.tokenizer),
@@ -121,6 +128,11 @@ def _types(tensors: "Mapping[str, StoredTensor]") -> dict[str, Any]:
         "bytes": sum(entry["bytes"] for entry in types.values()),
         "types": dict(sorted(types.items(), key=lambda pair: -pair[1]["bytes"])),
     }
+
+
+def _rounded(tensors: "Mapping[str, StoredTensor]", kinds: dict[str, str]) -> list[str]:
+    """Which types of the file's plain numbers lose digits as they are kept."""
+    return sorted({tensors[name].type.name for name, kind in kinds.items() if kind == "bfloat16"} - {"BF16"})
 
 
 def _packed(source: "ModelSource", weights: str, asked: bool | None) -> dict[str, Any] | None:
@@ -192,7 +204,7 @@ def _show_encoder(source: "EncoderSource", list_tensors: bool, as_json: bool) ->
         "context": recipe.max_length or config.context,
         "tensors": {**_types(source.tensors), **({"list": listed} if list_tensors else {})},
         "pooling": None if config.head else recipe.pooling,
-        "vector": recipe.dense[-1].weight.shape[0] if recipe.dense else config.dim,
+        "vector": recipe.vector_dim(config.dim),
         "classes": config.head.classes if config.head else None,
         "prompts": sorted(recipe.prompts),
     }
@@ -235,6 +247,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         fits = f", {size(available)} available"
         if memory["needed"] > available:
             fits += ": NOT ENOUGH; try a smaller --context, --cache int8 or --weights int4"
+    rounded = ""
+    if weights["rounded"]:
+        rounded = f"; {' and '.join(weights['rounded'])} rounded to bfloat16 (--weights float32 keeps every digit)"
     advice = ", ".join(f"{name} {value:g}" for name, value in found["generation"].items())
     return [
         ("model", found["name"]),
@@ -243,7 +258,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{found['parameters']:,}"),
         ("context", f"{found['context']:,} tokens"),
         _tensors_line(found["tensors"]),
-        ("weights", f"{weights['asked']}: matrices {kinds}; {size(weights['bytes'])}"),
+        ("weights", f"{weights['asked']}: matrices {kinds}; {size(weights['bytes'])}{rounded}"),
         ("cache", f"{cache['dtype']}: {size(cache['bytes'])} for {cache['tokens']:,} tokens"),
         ("memory", f"{size(memory['needed'])} needed{fits}"),
         *([("packed", _packed_line(found["packed_cache"]))] if found["packed_cache"] else []),
@@ -292,6 +307,6 @@ def _tokenizer_line(found: dict[str, Any] | None) -> str:
     begin = found["begin"]
     text = f"{found['kind']}, {found['pieces']:,} pieces, {found['special']} of them special"
     if begin is not None:
-        text += f"; begin {begin['piece']!r} ({begin['id']}{'' if found['adds_begin'] else ', not added'})"
-    text += "; end " + ", ".join(f"{one['piece']!r} ({one['id']})" for one in found["end"])
+        text += f"; begin {options.quoted(begin['piece'])} ({begin['id']}{'' if found['adds_begin'] else ', not added'})"
+    text += "; end " + ", ".join(f"{options.quoted(one['piece'])} ({one['id']})" for one in found["end"])
     return text + ("; chat template" if found["chat_template"] else "; no chat template")

@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
             except EXPECTED as error:
                 if context.params.get("traceback"):
                     raise
-                raise click.ClickException(str(error) or type(error).__name__) from error
+                raise click.ClickException(_visible(error) or type(error).__name__) from error
 
 
 def _show_warning(
@@ -54,7 +54,14 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """One line on stderr, without the place in the source that Python adds."""
-    click.echo(f"Warning: {message}", err=True)
+    click.echo(f"Warning: {_visible(message)}", err=True)
+
+
+def _visible(message: object) -> str:
+    """What was said, maybe with a stranger's words in it: nothing that a terminal would act on but a line's end."""
+    from fastmixer.text.pieces import printable
+
+    return "\n".join(printable(line) for line in str(message).split("\n"))
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,5 +1,7 @@
 """Options that several commands share. Knows nothing of the commands."""
 
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +43,8 @@ weights = click.option(
     "--weights",
     default="auto",
     show_default=True,
-    help="How matrices are kept: auto (as the file has them), float32, bfloat16, int8 or int4.",
+    help="How matrices are kept: auto (blocks of 4 and 8 bits as the file has them, F32 and F16 as bfloat16 where the "
+    "processor multiplies it, else as float32; encoders' in what keeps their vectors), float32, bfloat16, int8 or int4.",
 )
 cache = click.option(
     "--cache",
@@ -98,7 +101,12 @@ sampling = _several(
         help="Add to the logit of an id or a piece of text; -inf rules it out (default: none; several times).",
     ),
     click.option("--seed", type=int, help="The same seed writes the same text (default: a new one)."),
-    click.option("--stop", multiple=True, help="End before this text (default: none; several times)."),
+    click.option(
+        "--stop",
+        multiple=True,
+        help="End before this text, or at this special token (default: none; several times). It is taken as it stands: "
+        "$'\\n' is a line's end in bash.",
+    ),
     click.option("--stop-token", type=int, multiple=True, help="End at this id (default: none; several times)."),
     click.option("--ignore-eos", is_flag=True, default=None, help="Write on after the model has ended its text."),
     click.option(
@@ -129,8 +137,9 @@ def load_language_model(
     from fastmixer.opening import load
 
     opened = load(
-        model, weights=weights, cache=cache, context=context, packed_cache=packed_cache, offline=offline or None
-    )
+        model, weights=weights, cache=cache, context=context, packed_cache=packed_cache, offline=offline or None,
+        progress=at_terminal(),
+    )  # fmt: skip
     if not isinstance(opened, LanguageModel):
         raise ValueError(f"{model} makes vectors, and writes no text; `fastmixer embed` takes texts")
     return opened
@@ -141,7 +150,7 @@ pooling = click.option(
     help="How a language model's tokens become one vector: last, mean, max or cls (default: as the model's folder says).",
 )
 prompts = _several(
-    click.option("--prompt", help="What is put before each text (default: the model's default prompt, if any)."),
+    click.option("--prompt", help="What is put before each text (default: the model's prompt for it, see above)."),
     click.option("--prompt-name", help="One of the model's own prompts (default: see --prompt)."),
 )
 
@@ -151,7 +160,7 @@ def load_sentence_model(model: str, weights: str, pooling: str | None, offline: 
     from fastmixer.embed import SentenceModel
     from fastmixer.opening import load
 
-    opened = load(model, weights=weights, offline=offline or None)
+    opened = load(model, weights=weights, offline=offline or None, progress=at_terminal())
     if isinstance(opened, SentenceModel):
         if pooling is not None:
             raise ValueError(f"{model} says itself how it makes vectors ({opened.recipe.pooling}); leave --pooling out")
@@ -162,6 +171,23 @@ def load_sentence_model(model: str, weights: str, pooling: str | None, offline: 
             "a model that is made for vectors"
         )
     return opened.embedder(pooling)
+
+
+def at_terminal() -> bool:
+    """Whether stderr is a terminal: in a file, a bar would be one long line."""
+    return sys.stderr.isatty()
+
+
+def visible(text: str) -> str:
+    """Text from a stranger's file, without anything that a terminal would act on."""
+    from fastmixer.text.pieces import printable
+
+    return printable(text)
+
+
+def quoted(piece: str) -> str:
+    """A token's text, as Tokenizer.id_to_token gives it, in quotes."""
+    return f"'{visible(piece)}'"
 
 
 def text_from_stdin(data: bytes) -> str:
@@ -188,3 +214,8 @@ def figures(details: Any) -> str:
         f"{len(details.tokens)} tokens, end: {details.finish_reason or 'interrupted'}; "
         f"read {read:,.0f}, wrote {wrote:,.0f} tokens/s"
     )
+
+
+def exit_status(number: int = 0) -> int:
+    """What a shell expects of a program that a signal ended; 0: Ctrl-C, where nobody asked."""
+    return 128 + (number or signal.SIGINT)

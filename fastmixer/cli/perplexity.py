@@ -44,7 +44,7 @@ def perplexity(
         raise ValueError(f"perplexity: {opened.name} has no tokenizer")
     ids = opened.tokenize(text, begin=True)
     began = time.perf_counter()
-    with LateBar(max(0, len(ids) - 1), desc="reading", unit=" tokens") as bar:
+    with LateBar(max(0, len(ids) - 1), shown=options.at_terminal(), desc="reading", unit=" tokens") as bar:
         found = opened.perplexity(ids, stride=stride, progress=bar.update)
     seconds = time.perf_counter() - began
     tokens, nats = len(ids) - 1, math.log(found)

@@ -11,13 +11,12 @@ import click
 from click.core import ParameterSource
 
 from fastmixer.cli import options
+from fastmixer.cli.options import exit_status
 
 if TYPE_CHECKING:
     from fastmixer.model import ModelConfig
     from fastmixer.train import Trainer, TrainSettings
 
-SIGNALLED = 128  # a shell expects this plus the signal's number of a program that a signal ended
-INTERRUPTED = SIGNALLED + 2  # by Ctrl-C
 TABLE_ROWS = 10  # of the table that tells where a step's time went
 # What may differ when a run goes on: how far, in how much memory, and what is shown and kept. All else would make it
 # another run.
@@ -125,7 +124,7 @@ def train(
             click.echo(
                 f"interrupted: step {result.step} is finished and saved; go on with: fastmixer train --out {out} --resume"
             )
-        sys.exit(SIGNALLED + result.signal if result.signal else INTERRUPTED)
+        sys.exit(exit_status(result.signal))
     loss = result.validation_loss
     ending = f"{result.reason} at step {result.step}"
     if loss is not None:

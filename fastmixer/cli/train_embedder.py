@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from fastmixer.cli import options
-from fastmixer.cli.train import INTERRUPTED
+from fastmixer.cli.options import exit_status
 
 
 @click.command("train-embedder")
@@ -80,7 +80,7 @@ def train_embedder(
     result = trainer.fit()
     if not result.saved:
         click.echo("interrupted before the first step was done: nothing was written")
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_status(result.signal))
     click.echo(
         f"{result.reason} at step {result.steps}: loss {result.losses[-1]:.3f}, {result.pairs_per_second:,.0f} pairs/s"
     )
@@ -88,4 +88,4 @@ def train_embedder(
         click.echo(f"top-1 accuracy {result.before.accuracy:.1%} -> {result.after.accuracy:.1%}")
     click.echo(f"saved in {out}")
     if result.reason == "interrupted":
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_status(result.signal))

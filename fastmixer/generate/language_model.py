@@ -16,6 +16,7 @@ from fastmixer.generate.sequence import Sequence as Written
 from fastmixer.generate.stream import AsyncTextStream, TextStream, Waiter, result_of
 from fastmixer.ops.checks import check_choice, check_id_range, check_integer
 from fastmixer.text.chat import render_chat
+from fastmixer.text.pieces import printable
 from fastmixer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class LanguageModel:
         self, decoder: Any, tokenizer: Tokenizer | None = None, name: str = "model",
         generation: Mapping[str, Any] | None = None, *, cache_tokens: int | None = None, cache_dtype: str = "bfloat16",
     ):  # fmt: skip
-        self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.name = printable(name)  # it comes from a file, and errors show it
         self.config = decoder.config
         self.generation = {key: value for key, value in (generation or {}).items() if key in OPTION_NAMES}
         make_options(self.generation, {})
@@ -95,7 +97,9 @@ class LanguageModel:
         **options: Any,
     ) -> Any:
         """The model's answer to messages, [{"role": "user", "content": "..."}, ...]. template: what else the chat template
-        asks for (tools, enable_thinking, ...). What it shares with the chat's last turn is not computed again."""
+        asks for (tools, enable_thinking, ...), and of render_chat: continue_final_message=True goes on with a last message
+        that has been begun, add_generation_prompt=False begins no answer. What it shares with the chat's last turn is not
+        computed again."""
         prompt, options = self._chat_prompt(messages, template, options)
         return self.generate(prompt, return_details=return_details, **options)
 
@@ -138,6 +142,8 @@ class LanguageModel:
     def logits(self, prompt: Prompt | np.ndarray) -> np.ndarray:
         """float32 [tokens, vocab] after each token of a text or of ids; [batch, tokens, vocab] of ids [batch, tokens]."""
         if isinstance(prompt, np.ndarray) and prompt.ndim == 2:
+            if len(prompt) == 0:
+                raise ValueError(f"logits: prompt has no rows; it must be ids [batch, tokens]; got shape {prompt.shape}")
             return np.stack([self.logits(row) for row in prompt])
         ids = self._ids("logits", prompt, "prompt")
         if len(ids) > self.config.context:
@@ -252,20 +258,21 @@ class LanguageModel:
             raise ValueError(f"stream: n must be 1; got {options.n}")
         if not isinstance(prompt, str) and not _is_ids(prompt):
             raise TypeError(f"stream: prompt must be a string or ids; got {type(prompt).__name__}")
-        return self.scheduler.make(self._ids("stream", prompt, "prompt 0"), options, wants_text=True)
+        return self.scheduler.make(self._ids("stream", prompt, "prompt"), options, wants_text=True)
 
     def _ids(self, op: str, prompt: Any, name: str) -> np.ndarray:
         """int64 [tokens], at least one."""
         if isinstance(prompt, str):
             ids = self._need_tokenizer(op).encode(prompt, begin=True)
         elif _is_ids(prompt) or (isinstance(prompt, list | tuple) and not prompt):
-            ids = np.asarray(prompt, np.int64)
+            # Judged before they become int64, which many an integer is too large for.
+            ids = prompt if isinstance(prompt, np.ndarray) else np.array(prompt, object)
         else:
             raise TypeError(f"{op}: {name} must be a string or ids, integers [tokens]; got {type(prompt).__name__}")
         if len(ids) == 0:
             raise ValueError(f"{op}: {name} is empty; it must have at least one token")
         check_id_range(op, name, ids, self.config.vocab)
-        return ids
+        return np.asarray(ids, np.int64)
 
     def _chat_prompt(
         self, messages: Messages, template: Mapping[str, Any] | None, options: dict[str, Any]
@@ -273,7 +280,9 @@ class LanguageModel:
         tokenizer = self._need_tokenizer("chat")
         if tokenizer.chat_template is None:
             raise ValueError(f"chat: {self.name} has no chat template; use generate")
-        text = render_chat(tokenizer, messages, add_generation_prompt=True, **(template or {}))
+        if template is not None and not (isinstance(template, Mapping) and all(isinstance(key, str) for key in template)):
+            raise TypeError(f"chat: template must be a dict of what the chat template asks for; got {template!r}")
+        text = render_chat(tokenizer, messages, **(template or {}))
         # The template has written the tokens that begin a text, if there are any.
         ids = tokenizer.encode(text)
         defaults = {} if "max_new_tokens" in self.generation else {"max_new_tokens": CHAT_TOKENS}

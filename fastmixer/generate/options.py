@@ -1,8 +1,8 @@
 """How to write, and what came of it: options, judged once, and results. Knows nothing of models."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 MOST_LOGPROBS = 20
 MOST_SAMPLES = 1024
+# Of what is added to logits, and of what they are multiplied by: all of it together stays finite in float32.
+LARGEST_BIAS = 1e30
+LARGEST_PENALTY = 1e6
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,14 @@ class Options:
     likeliest token. repetition_penalty: logits of all ids so far are divided by it if positive, multiplied if negative.
     presence_penalty, frequency_penalty: subtracted from the logits of ids written so far, once, and once for each time.
     logit_bias: added to the logits of these ids or pieces of text; -inf rules one out. seed: the same one draws the same
-    tokens (None: a new one). stop: strings that end the text, and ids that do; neither is part of it. ignore_eos: write on
-    after the model has ended its text. logprobs: the log-probability of each token, and of the so many likeliest in its
-    place (None: none at all). n: so many samples of each prompt. speculative: so many tokens (at most 15) are guessed from
-    what stands earlier in the text and checked in one step; what is written stays the same. deterministic: each number is
-    bit for bit independent of what else is being written, and of what was before: nothing is reused, so that the same seed
-    draws the same tokens always (otherwise as long as rounding does not decide: keys and values of a text that was written
-    are not, to the last bit, those of the same text when it is read).
+    tokens (None: a new one). stop: strings that end the text, and ids that do; neither is part of it. The text of a
+    special token ("<|im_end|>", say), which no text shows, stands for its id too. ignore_eos: write on after the model
+    has ended its text. logprobs: the log-probability of each token, and of the so many likeliest in its place (None: none
+    at all). n: so many samples of each prompt. speculative: so many tokens (at most 15) are guessed from what stands
+    earlier in the text and checked in one step; what is written stays the same. deterministic: each number is bit for bit
+    independent of what else is being written, and of what was before: nothing is reused, so that the same seed draws the
+    same tokens always (otherwise as long as rounding does not decide: keys and values of a text that was written are not,
+    to the last bit, those of the same text when it is read).
     """
 
     max_new_tokens: int = 64
@@ -43,7 +47,7 @@ class Options:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int | str, float] | None = None
     seed: int | None = None
-    stop: str | int | Sequence[str | int] | None = None
+    stop: str | int | Sequence[str | int] | Set[str | int] | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
@@ -57,9 +61,12 @@ class Options:
         check_integer(op, "top_k", self.top_k, at_least=0)
         check_number(op, "top_p", self.top_p, above=0, at_most=1)
         check_number(op, "min_p", self.min_p, at_least=0, at_most=1)
-        check_number(op, "repetition_penalty", self.repetition_penalty, above=0)
-        check_number(op, "presence_penalty", self.presence_penalty)
-        check_number(op, "frequency_penalty", self.frequency_penalty)
+        for name, least, most in (
+            ("repetition_penalty", 1 / LARGEST_PENALTY, LARGEST_PENALTY),
+            ("presence_penalty", -LARGEST_BIAS, LARGEST_BIAS),
+            ("frequency_penalty", -LARGEST_BIAS, LARGEST_BIAS),
+        ):
+            check_number(op, name, getattr(self, name), at_least=least, at_most=most)
         if self.seed is not None:
             check_integer(op, "seed", self.seed, at_least=0)
         for name in ("ignore_eos", "deterministic"):
@@ -72,14 +79,14 @@ class Options:
         check_number(op, "n", self.n, at_most=MOST_SAMPLES)
         check_integer(op, "speculative", self.speculative, at_least=0)
         self._check_stop()
-        self._check_bias()
+        self._check_logit_bias()
 
     @property
     def stops(self) -> tuple[str | int, ...]:
         """stop as a tuple."""
         if self.stop is None:
             return ()
-        return (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str | int | np.integer) else tuple(self.stop)
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -89,10 +96,11 @@ class Options:
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids among stops."""
-        return frozenset(stop for stop in self.stops if not isinstance(stop, str))
+        return frozenset(int(stop) for stop in self.stops if not isinstance(stop, str))
 
     def _check_stop(self) -> None:
-        if self.stop is not None and not isinstance(self.stop, str | int | Sequence):
+        known = str | int | np.integer | Sequence | Set
+        if self.stop is not None and (not isinstance(self.stop, known) or isinstance(self.stop, bytes | bytearray)):
             raise TypeError(f"generate: stop must be strings or token ids; got {type(self.stop).__name__}")
         for stop in self.stops:
             if isinstance(stop, str) and not stop:
@@ -100,14 +108,15 @@ class Options:
             if not isinstance(stop, str):
                 check_integer("generate", "a stop token", stop, at_least=0)
 
-    def _check_bias(self) -> None:
+    def _check_logit_bias(self) -> None:
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
             raise TypeError(f"generate: logit_bias must be a dict; got {type(self.logit_bias).__name__}")
         for token, bias in (self.logit_bias or {}).items():
             if not isinstance(token, str):
                 check_integer("generate", "a token of logit_bias", token, at_least=0)
-            if not (isinstance(bias, float) and bias == -math.inf):
-                check_number("generate", f"logit_bias of {token!r}", bias)
+            if not (isinstance(bias, float | np.floating) and bias == -math.inf):
+                name = f"logit_bias of {token!r}"
+                check_number("generate", name, bias, at_least=-LARGEST_BIAS, at_most=LARGEST_BIAS)
 
 
 OPTION_NAMES = tuple(field.name for field in fields(Options))
@@ -127,6 +136,8 @@ def bias_arrays(options: Options, tokenizer: "Tokenizer | None", vocab: int) -> 
     given: Mapping[int | str, float] = options.logit_bias or {}
     for token, bias in given.items():
         found[_id_of(token, tokenizer, vocab)] = bias
+    if len(found) == vocab and all(bias == -math.inf for bias in found.values()):
+        raise ValueError(f"generate: logit_bias rules out every token, 0..{vocab - 1}; one must be left")
     return np.fromiter(found, np.int64, len(found)), np.fromiter(found.values(), np.float32, len(found))
 
 
@@ -146,11 +157,31 @@ def _id_of(token: int | str, tokenizer: "Tokenizer | None", vocab: int) -> int:
     return known
 
 
-def check_stop_ids(options: Options, vocab: int) -> None:
-    """ValueError names a stop token that there is not."""
-    for token in sorted(options.stop_ids):
+def with_stop_ids(options: Options, tokenizer: "Tokenizer | None", vocab: int) -> Options:
+    """options whose stops that are special tokens' texts name their ids too: decoded text leaves those tokens out (the same
+    text in letters still stops). ValueError names a stop that can never come: a token that there is not, or a text that
+    holds a special token besides other text."""
+    special = {} if tokenizer is None else tokenizer.special_texts
+    ids = [special[stop] for stop in options.stop_texts if stop in special]
+    for stop in options.stop_texts:
+        within = next((text for text in special if text and text in stop), None)
+        if within is not None and stop not in special:
+            raise ValueError(
+                f"generate: stop {stop!r} holds the special token {within!r}, which decoded text leaves out; "
+                "give that token alone"
+            )
+    for token in sorted({*options.stop_ids, *ids}):
         if token >= vocab:
             raise ValueError(f"generate: stop names token {token}, but ids are 0..{vocab - 1}")
+    return replace(options, stop=(*options.stops, *ids)) if ids else options
+
+
+class PromptTooLong(ValueError):
+    """A prompt has more tokens than the model's context."""
+
+    def __init__(self, index: int, tokens: int, context: int):
+        super().__init__(f"generate: prompt {index} has {tokens} tokens, more than the model's context of {context}")
+        self.tokens, self.context = tokens, context
 
 
 @dataclass(frozen=True)

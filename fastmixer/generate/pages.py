@@ -14,6 +14,8 @@ import numpy as np
 
 from fastmixer.kernels.decoder.pages import PAGE
 
+LOCAL_SEQUENCES = 8  # so many at least fit into the pages of groups with a window
+
 
 class Block:
     """64 tokens after a beginning. pages: of each group, -1 where the page is used for something else by now."""
@@ -167,4 +169,18 @@ def most_pages(tokens: int, window: int, chunk: int) -> int:
 def sequence_bytes(shape: Any, chunk: int, dtype: str) -> int:
     """Bytes of the pages that one sequence as long as the context holds at most. shape: a Decoder, or the Plan of one."""
     pages = [most_pages(shape.config.context, window, chunk) for window in shape.windows]
-    return sum(count * shape.page_bytes(group, dtype) for group, count in enumerate(pages))
+    return bytes_of_pages(shape, pages, dtype)
+
+
+def cache_pages(shape: Any, tokens: int, chunk: int) -> tuple[int, ...]:
+    """Pages of each group for a cache of so many tokens; of groups with a window only what some sequences see."""
+    pages = max(1, tokens // PAGE)
+    return tuple(
+        min(pages, LOCAL_SEQUENCES * most_pages(shape.config.context, window, chunk)) if window else pages
+        for window in shape.windows
+    )
+
+
+def bytes_of_pages(shape: Any, sizes: Sequence[int], dtype: str) -> int:
+    """Bytes of so many pages of each group."""
+    return sum(size * shape.page_bytes(group, dtype) for group, size in enumerate(sizes))

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastmixer.generate.memory import available_memory, require_memory
 from fastmixer.generate.options import Options, PromptTooLong, bias_arrays, with_stop_ids
-from fastmixer.generate.pages import Block, PagePool, most_pages
+from fastmixer.generate.pages import Block, PagePool, bytes_of_pages, cache_pages, most_pages
 from fastmixer.generate.sampler import Sampler, choose, token_logprob
 from fastmixer.generate.sequence import Sequence
 from fastmixer.generate.text_so_far import TextSoFar
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHUNK = 512  # tokens of prompts in a step: enough for whole tiles, and Ctrl-C and other sequences wait for no more
 MAX_SEQUENCES = 64  # that write at once
 CACHE_CONTEXTS, CACHE_SHARE = 4, 0.25  # unless told: so many contexts, if they fit into this part of what is available
-LOCAL_SEQUENCES = 8  # so many at least fit into the pages of groups with a window
 
 
 class Scheduler:
@@ -433,13 +432,7 @@ class Scheduler:
         return -(-contexts * context // PAGE) * PAGE
 
     def _sizes(self, tokens: int) -> tuple[int, ...]:
-        """Pages of each group for so many tokens; of those with a window only what some sequences see."""
-        pages = max(1, tokens // PAGE)
-        context = self.decoder.config.context
-        return tuple(
-            min(pages, LOCAL_SEQUENCES * most_pages(context, window, self.chunk)) if window else pages
-            for window in self.decoder.windows
-        )
+        return cache_pages(self.decoder, tokens, self.chunk)
 
     def _bytes(self, sizes: tuple[int, ...]) -> int:
-        return sum(size * self.decoder.page_bytes(group, self.cache_dtype) for group, size in enumerate(sizes))
+        return bytes_of_pages(self.decoder, sizes, self.cache_dtype)

@@ -47,13 +47,15 @@ class PieceText:
 
     def push(self, token: int) -> str:
         """What is certain after one more token and was not before."""
+        if token in self._tokenizer.special_ids:  # decode leaves them out, so that bytes on either side stand together
+            return ""
         self._after.append(token)
         if token in self._bytes:
             return ""
         text = self.pending()
         if text:
             self._before = self._after
-        else:  # a special token: the part before it is still the last that was seen
+        else:  # nothing to be seen (a space that begins a text): the part before it is still the last that was seen
             self._before = self._before + self._after if self._before else self._after
         self._after = []
         return text

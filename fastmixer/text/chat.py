@@ -14,26 +14,31 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from fastmixer.text.pieces import printable
 from fastmixer.text.tokenizer import Tokenizer
 
 SECONDS = 2.0  # for one rendering; published templates take about a millisecond
 CHARACTERS = 1 << 20  # of output beyond eight times what came in
 _START_SECONDS = 60.0  # for the process to begin, on a machine however busy
+_GOES_ON = "[fastmixer: the answer goes on here]"
 _WORKER = Path(__file__).with_name("chat_worker.py")
 
 
 def render_chat(
     tokenizer: Tokenizer,
     messages: list[dict[str, Any]],
+    /,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
     """The text of a chat, by tokenizer.chat_template; what transformers' apply_chat_template(tokenize=False) gives.
 
     messages: [{"role": "user", "content": "..."}, ...]; content may be a list of parts, or None beside "tool_calls", where
-    the template takes that. add_generation_prompt: end with the beginning of the model's answer. variables: what else the
-    template asks for (tools, enable_thinking, ...), as JSON knows it. Encode the text without begin=True: a template that
-    wants the begin token writes it itself.
+    the template takes that. add_generation_prompt: end with the beginning of the model's answer. continue_final_message: end
+    with the last message's own text instead, for the model to go on with it. variables: what else the template asks for
+    (tools, enable_thinking, ...), as JSON knows it. Encode the text without begin=True: a template that wants the begin
+    token writes it itself.
 
     ValueError if there is no template, if it is wrong, refuses the messages, or takes more than SECONDS or too much output
     or memory; TypeError or ValueError names the message that is not one.
@@ -41,23 +46,45 @@ def render_chat(
     if tokenizer.chat_template is None:
         raise ValueError(f"{tokenizer.name} has no chat template")
     _check_messages(messages)
+    if "messages" in variables:
+        raise ValueError("render_chat: messages is a name that the template has already; give what else it asks for")
+    for name, value in (
+        ("add_generation_prompt", add_generation_prompt),
+        ("continue_final_message", continue_final_message),
+    ):
+        if not isinstance(value, bool):
+            raise TypeError(f"render_chat: {name} must be True or False; got {value!r}")
     values = {**_special_texts(tokenizer), **variables}
+    told = _marked(messages) if continue_final_message else messages
     try:
         values_text = json.dumps(values)
-        messages_text = json.dumps(messages)
+        messages_text = json.dumps(told)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"render_chat: messages and variables must be what JSON can hold: {error}") from error
     request = {
         "template": tokenizer.chat_template,
         "messages": messages_text,
         "variables": values_text,
-        "add_generation_prompt": bool(add_generation_prompt),
+        "add_generation_prompt": add_generation_prompt and not continue_final_message,
         "characters": CHARACTERS + 8 * (len(values_text) + len(messages_text)),
     }
     answer = _worker.ask(request)
     if "error" in answer:
-        raise ValueError(f"the chat template of {tokenizer.name} {answer['error']}")
-    return answer["text"]
+        raise ValueError(f"the chat template of {tokenizer.name} {printable(answer['error'])}")
+    if not continue_final_message:
+        return answer["text"]
+    begun, mark, _ = answer["text"].rpartition(_GOES_ON)
+    if not mark:
+        raise ValueError(f"the chat template of {tokenizer.name} does not write the last message, which was to be continued")
+    return begun
+
+
+def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """messages with a mark at the end of the last one, to tell where its text ends and what closes it begins."""
+    said = messages[-1].get("content")
+    if not isinstance(said, str):
+        raise ValueError("render_chat: continue_final_message: the last message's content must be a string")
+    return [*messages[:-1], {**messages[-1], "content": said + _GOES_ON}]
 
 
 def _check_messages(messages: Any) -> None:

@@ -51,6 +51,12 @@ def bytes_of_piece(piece: str, style: str) -> bytes:
     return piece.encode()
 
 
+def printable(text: str) -> str:
+    """Text from a stranger's file for a terminal: what is no visible character (a line's end, an escape sequence's begin) as
+    \\n, \\x1b."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def readable(data: bytes) -> str:
     """The bytes of a piece for a reader: text where they are UTF-8, \\xe2 for those that are not."""
     return data.decode("utf-8", "backslashreplace")

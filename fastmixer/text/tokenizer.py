@@ -25,8 +25,8 @@ class Tokenizer:
 
     ids are below vocab_size; kind is one of KINDS. end_ids: every id that ends a text or a turn, end_id the usual one of
     them. begin_id: what a text begins with, None if nothing does; adds_begin: whether encode(..., begin=True) puts it
-    there. special_ids: tokens that decode leaves out. piece_style: how pieces write bytes (pieces.py). chat_template: how a
-    chat is written (jinja2), or None.
+    there. special_ids: tokens that decode leaves out; special_texts: their ids by their texts. piece_style: how pieces write
+    bytes (pieces.py). chat_template: how a chat is written (jinja2), or None.
     Any number of threads may use one tokenizer.
     """
 
@@ -45,7 +45,8 @@ class Tokenizer:
         self.piece_style = piece_style(inner)
         added = inner.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_texts = {token.content: token_id for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset(self.special_texts.values())
         self.name = name
         self.kind = _kind(inner)
         # Other people's vocabularies may have holes: the last id counts, not the number of pieces.
@@ -95,12 +96,13 @@ class Tokenizer:
         return self._inner.decode(row.tolist(), skip_special_tokens=True)
 
     def piece_bytes(self, token_id: int) -> bytes:
-        """The exact bytes of one piece, so that a stream can join them; an added or special token's are its text.
+        """The exact bytes of one piece, so that a stream can join them; a special token's are its text, and so are an added
+        one's, unless decode reads its letters as bytes.
 
         Raises IndexError for an id outside 0..vocab_size-1.
         """
         token = self._token("piece_bytes", token_id)
-        if token_id in self._added:
+        if token_id in self._added and (token_id in self.special_ids or self.piece_style != "bytes"):
             return self._added[token_id].encode()
         return bytes_of_piece(token, self.piece_style)
 

@@ -99,7 +99,8 @@ class EmbedderSettings:
 @dataclass
 class EmbedderResult:
     """How a fine-tuning ended. losses: nats, one a step; reason: "finished" or "interrupted"; before, after: on the pairs
-    held out (None: there were none, or it was interrupted); saved: whether folder was written."""
+    held out (None: there were none, or it was interrupted); signal: what interrupted it (0: nothing); saved: whether folder
+    was written."""
 
     folder: Path
     reason: str = "finished"
@@ -108,6 +109,7 @@ class EmbedderResult:
     before: RetrievalScore | None = None
     after: RetrievalScore | None = None
     pairs_per_second: float = 0.0
+    signal: int = 0
     saved: bool = False
 
 
@@ -178,13 +180,13 @@ class EmbedderTrainer:
         Raises NonFiniteError naming the step, with nothing written; OSError if the folder cannot be written.
         """
         result = EmbedderResult(self.out)
-        with Interrupts(self), self._bar() as bar:
+        with Interrupts(self) as interrupts, self._bar() as bar:
             result.before = self._evaluate("before", bar)
             self._loop(result, bar)
             if not self._interrupted:
                 result.after = self._evaluate("after", bar)
         if self._interrupted:
-            result.reason = "interrupted"
+            result.reason, result.signal = "interrupted", interrupts.number
         if result.steps:
             write_encoder_folder(self.source, self._tensors(), self.out, self._record(result), self._new_prompts())
             result.saved = True

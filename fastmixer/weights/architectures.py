@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastmixer.model.config import ModelConfig, parameter_shapes
+from fastmixer.weights.rotation import yarn_factors
 from fastmixer.weights.strict_json import Fields, short
 
 MAX_PARAMETERS = 1 << 43
@@ -49,7 +50,7 @@ class Architecture:
 def _window_everywhere(fields: Fields, layers: int) -> tuple[int | None, tuple[bool, ...] | None]:
     if not fields.has("sliding_window"):
         return None, None
-    if fields.has("layer_types") and len(set(_layer_types(fields, layers))) > 1:
+    if fields.has("layer_types") and len(set(layer_types(fields, layers))) > 1:
         raise fields.wrong("layer_types", "the same in every layer")
     return fields.integer("sliding_window"), None
 
@@ -70,13 +71,14 @@ def _window_between(fields: Fields, layers: int) -> tuple[int | None, tuple[bool
 
 def _windows(fields: Fields, layers: int, usual: tuple[bool, ...]) -> tuple[int | None, tuple[bool, ...] | None]:
     if fields.has("layer_types"):
-        usual = tuple(kind == "sliding_attention" for kind in _layer_types(fields, layers))
+        usual = tuple(kind == "sliding_attention" for kind in layer_types(fields, layers))
     if not any(usual):
         return None, None
     return fields.integer("sliding_window"), usual
 
 
-def _layer_types(fields: Fields, layers: int) -> list[str]:
+def layer_types(fields: Fields, layers: int) -> list[str]:
+    """The field of this name: which of the two kinds each layer is."""
     kinds = fields.values["layer_types"]
     if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in _LAYER_TYPES for kind in kinds):
         raise fields.wrong("layer_types", f"a list of {layers} of {', '.join(_LAYER_TYPES)}")
@@ -160,7 +162,7 @@ def read_config(values: dict[str, Any], where: str | Path, context: int | None =
     where = str(where)
     name, values = architecture_of(values, where)
     architecture, fields = ARCHITECTURES[name], _fields(name, values, where)
-    for only, value in architecture.only.items():
+    for only, value in (architecture.only | {"is_causal": True}).items():  # false: tokens would see those to come
         if fields.flag(only, value) != value:
             raise fields.wrong(only, f"{str(value).lower()} (nothing else is known)")
 
@@ -245,6 +247,10 @@ def _rotation(name: str, fields: Fields, head_dim: int, context: int | None) -> 
         owner = rope if rope.has("partial_rotary_factor") else fields
         raise owner.wrong("partial_rotary_factor", "at most 1" if name == "phi3" else "1 (nothing else is known)")
     rotary_dim = int(head_dim * share)
+    if (rotary_dim < 2 or rotary_dim % 2) and share == 1:
+        if fields.has("head_dim"):
+            raise fields.wrong("head_dim", "an even number (pairs are rotated)")
+        raise fields.wrong("num_attention_heads", f"one that makes heads of an even width; {head_dim} cannot be rotated")
     if rotary_dim < 2 or rotary_dim % 2:
         raise ValueError(
             f"{fields.where}: partial_rotary_factor {share:g} of head_dim {head_dim} must be even; got {rotary_dim}"
@@ -321,29 +327,22 @@ def _llama3_factors(rope: Fields, frequencies: np.ndarray, original: int) -> np.
 def _yarn_factors(
     fields: Fields, rope: Fields, rotary_dim: int, base: float, original: int
 ) -> tuple[np.ndarray, float]:
-    """(factors, magnitude): as Llama 3's, with a ramp over the frequency's number (Peng et al. 2023, arXiv 2309.00071)."""
+    """(factors, magnitude)."""
     factor = rope.number("factor", fields.integer("max_position_embeddings") / original, above=True)
-    fast_turns, slow_turns = rope.number("beta_fast", 32.0, above=True), rope.number("beta_slow", 1.0, above=True)
     if base <= 1:
-        raise rope.wrong("rope_theta", "a number > 1 with yarn")
-
-    def place(turns: float) -> float:
-        return rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-    low, high = place(fast_turns), place(slow_turns)
-    if rope.flag("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rotary_dim - 1)
-    high = high + 0.001 if low == high else high
-    slow = ((np.arange(rotary_dim // 2) - low) / (high - low)).clip(0, 1)
+        raise (rope if rope.has("rope_theta") else fields).wrong("rope_theta", "a number > 1 with yarn")
+    fast, slow = rope.number("beta_fast", 32.0, above=True), rope.number("beta_slow", 1.0, above=True)
+    if slow > fast:
+        raise ValueError(f"{fields.where}: {rope.prefix}beta_fast must be >= beta_slow {slow:g}; got {fast:g}")
+    factors = yarn_factors(
+        rotary_dim, base, factor, original, fast_turns=fast, slow_turns=slow, truncate=rope.flag("truncate", True)
+    )
 
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
     if rope.has("attention_factor"):
-        scale = rope.number("attention_factor", above=True)
-    elif rope.number("mscale", 0.0) and rope.number("mscale_all_dim", 0.0):
-        scale = magnitude(rope.number("mscale")) / magnitude(rope.number("mscale_all_dim"))
-    else:
-        scale = magnitude(1.0)
-    return 1 / (slow / factor + (1 - slow)), scale
+        return factors, rope.number("attention_factor", above=True)
+    if rope.number("mscale", 0.0) and rope.number("mscale_all_dim", 0.0):
+        return factors, magnitude(rope.number("mscale")) / magnitude(rope.number("mscale_all_dim"))
+    return factors, magnitude(1.0)

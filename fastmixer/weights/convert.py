@@ -18,7 +18,8 @@ def convert(
     """Write a model to target, all or nothing; returns its path.
 
     target: a name that ends in .gguf, or a folder. type: of the matrices, F32, F16, BF16 and for GGUF also Q8_0 and Q4_0, in
-    any case (None: as they are stored; quantized ones become F32 in a folder). progress is called with the bytes of each
+    any case (None: as they are stored; quantized ones become F32 in a folder); a warning tells which matrices of a GGUF file
+    are F16 instead, as their rows are no multiple of the 32 numbers of a block. progress is called with the bytes of each
     tensor that is written. Raises ValueError naming what cannot be written; FileExistsError for a folder that holds
     anything that is not a model's.
     """

@@ -4,6 +4,8 @@ The mirror of gguf_model.py. What an architecture of llama.cpp would compute oth
 """
 
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastmixer.model.config import ModelConfig
+from fastmixer.text.pieces import printable
 from fastmixer.weights.gguf_model import (
     ARCHITECTURES,
     FREQUENCIES,
@@ -47,7 +50,7 @@ def write_gguf_model(
     """Write a model to a GGUF file, all or nothing. type_name: of matrices (None: as each is stored).
 
     As in llama.cpp's own files, vectors and learned positions stay F32, the head of a Q4_0 file is Q8_0, and a matrix
-    whose rows are no multiple of 32 is F16. Raises ValueError naming what cannot be written.
+    whose rows are no multiple of 32 is F16, which a warning tells. Raises ValueError naming what cannot be written.
     """
     try:
         name = architecture_of(source.config)
@@ -56,12 +59,27 @@ def write_gguf_model(
             metadata.update(tokenizer_fields(source.tokenizer, source.config.vocab))
         tensors = dict(_tensors(source, ARCHITECTURES[name], name, type_name))
     except ValueError as error:
-        raise ValueError(f"{path}: {source.name} cannot be written as GGUF: {error}") from error
+        raise ValueError(f"{path}: {printable(source.name)} cannot be written as GGUF: {error}") from error
     if type_name is not None:
+        _tell_other_types(path, type_name, tensors)
         metadata["general.file_type"] = _FILE_TYPES[type_name]
     if any(tensor.type.block > 1 for tensor in tensors.values()):
         metadata["general.quantization_version"] = 2
     return write_gguf(path, metadata, tensors, progress)
+
+
+def _tell_other_types(path: Path, type_name: str, tensors: dict[str, TensorToWrite]) -> None:
+    """A warning for matrices that have no blocks of the type that was asked for. Layers' matrices of one name are one."""
+    if BY_NAME[type_name].block == 1:
+        return
+    names = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and tensor.type.name == "F16"]
+    if names:
+        kinds = dict.fromkeys(re.sub(r"^blk\.\d+\.", "blk.*.", name) for name in names)
+        warnings.warn(
+            f"{path}: {len(names)} matrices are F16 instead of {type_name}, as their rows are no multiple of 32: "
+            f"{', '.join(kinds)}",
+            RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
 
 
 def architecture_of(config: ModelConfig) -> str:
@@ -115,10 +133,14 @@ def _mismatches_of_windows(config: ModelConfig, name: str) -> Iterator[str]:
     architecture = ARCHITECTURES[name]
     if name == "gemma2" and config.window is None:
         yield "window None"
-    if config.window is not None and name not in ("llama", "phi3", "gemma2", "gemma3"):
-        yield f"window {config.window}"
     if config.window is not None and _period(config, architecture) is None:
         yield f"local_layers {config.local_layers!r}"
+    is_known = name in ("gemma2", "gemma3") or (name in ("llama", "phi3") and (config.window or 0) >= config.context)
+    if config.window is not None and not is_known:
+        # Files of the others may name one, but llama.cpp looks back beyond it.
+        has_way_out = config.local_layers is None and config.window < config.context
+        way_out = f" (there would be none with a context of at most {config.window})" if has_way_out else ""
+        yield f"window {config.window}{way_out}"
     base = architecture.defaults.get("rope.freq_base_swa")
     local_base = config.local_rotary_base
     if config.window is not None and base is None and local_base not in (None, config.rotary_base):

@@ -4,6 +4,7 @@ Which of transformers' models says the same is read off our ModelConfig; one tha
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from fastmixer.model.config import ModelConfig
+from fastmixer.text.pieces import printable
 from fastmixer.weights.files import replace_folder, write_json
 from fastmixer.weights.folder import CONFIG, TOKENIZER, WEIGHTS
+from fastmixer.weights.hf_names import full_name, hf_places
 from fastmixer.weights.quantized import BY_NAME, quantize
 from fastmixer.weights.source import ModelSource
 from fastmixer.weights.stored import StoredTensor, expected_tensors
@@ -28,29 +31,7 @@ _CLASSES = {
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM", "phi3": "Phi3ForCausalLM",
 }  # fmt: skip
-_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu", "relu": "relu"}
-_GPT2_NAMES = {
-    "embedding": "transformer.wte", "positions": "transformer.wpe", "final_norm": "transformer.ln_f", "head": "lm_head",
-    "attention_norm": "ln_1", "attention.output": "attn.c_proj", "feedforward_norm": "ln_2", "feedforward.up": "mlp.c_fc",
-    "feedforward.down": "mlp.c_proj",
-}  # fmt: skip
-_LLAMA_NAMES = {
-    "embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head",
-    "attention_norm": "input_layernorm", "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj", "attention.output": "self_attn.o_proj", "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm", "feedforward_norm": "post_attention_layernorm",
-    "feedforward.gate": "mlp.gate_proj", "feedforward.up": "mlp.up_proj", "feedforward.down": "mlp.down_proj",
-}  # fmt: skip
-_GEMMA_NAMES = {
-    **_LLAMA_NAMES, "attention_post_norm": "post_attention_layernorm", "feedforward_norm": "pre_feedforward_layernorm",
-    "feedforward_post_norm": "post_feedforward_layernorm",
-}  # fmt: skip
-# Ours that lie one above the other in one of theirs.
-_QKV = ("attention.q", "attention.k", "attention.v")
-_FUSED: dict[str, dict[str, tuple[str, ...]]] = {
-    "gpt2": {"attn.c_attn": _QKV},
-    "phi3": {"self_attn.qkv_proj": _QKV, "mlp.gate_up_proj": ("feedforward.gate", "feedforward.up")},
-}
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "silu": "silu", "relu": "relu"}
 
 
 def write_hf_folder(
@@ -76,7 +57,7 @@ def write_hf_folder(
     try:
         config = hf_config(source.config)
     except ValueError as error:
-        raise ValueError(f"{folder}: {source.name} cannot be written for transformers: {error}") from error
+        raise ValueError(f"{folder}: {printable(source.name)} cannot be written for transformers: {error}") from error
     config["dtype"] = TYPES[type_name]
     generation = dict(source.generation)
     if source.tokenizer is not None:
@@ -111,7 +92,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "pad_token_id": None,
     }  # fmt: skip
     gemma = kind.startswith("gemma")
-    values["hidden_activation" if gemma else "hidden_act"] = "gelu_pytorch_tanh" if gemma else "silu"
+    values["hidden_activation" if gemma else "hidden_act"] = _ACTIVATIONS[config.activation]
     if kind == "llama":
         values["attention_bias"] = values["mlp_bias"] = config.bias
     if config.window is not None:
@@ -134,9 +115,15 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     if scaling is not None:
         values["rope_scaling"] = scaling
     if kind == "phi3":
-        values["partial_rotary_factor"] = config.rotary_dim / config.head_dim if config.rotary_dim else 1.0
+        values["partial_rotary_factor"] = _rotary_share(config.rotary_dim or config.head_dim, config.head_dim)
         values["original_max_position_embeddings"] = config.context
     return values
+
+
+def _rotary_share(rotary_dim: int, head_dim: int) -> float:
+    """The share that readers, who cut off head_dim times it, find rotary_dim by: rounded down, 30 of 44 would be 29."""
+    share = rotary_dim / head_dim
+    return share if int(head_dim * share) == rotary_dim else math.nextafter(share, 1)
 
 
 def _model_type(config: ModelConfig) -> str:
@@ -168,7 +155,7 @@ def _mismatches(config: ModelConfig, kind: str, qkv_bias: bool) -> Iterator[str]
             "head_dim": config.dim // config.heads, "qk_norm": False, "post_norms": False,
         }  # fmt: skip
     else:
-        expected = {"activation": "gelu_tanh" if gemma else "silu", "bias": config.bias if kind == "llama" else False}
+        expected = {"bias": config.bias if kind == "llama" else False}
     if not gemma:
         expected |= {"attention_scale": None, "attention_softcap": 0.0, "logit_softcap": 0.0, "embedding_scale": 1.0}
         expected["local_rotary_base"] = None
@@ -185,8 +172,6 @@ def _mismatches(config: ModelConfig, kind: str, qkv_bias: bool) -> Iterator[str]
         yield f"local_rotary_base {config.local_rotary_base!r}"
     if kind not in ("phi3", "gpt2") and config.rotary_dim not in (0, config.head_dim):
         yield f"rotary_dim {config.rotary_dim} of head_dim {config.head_dim}"
-    if kind == "phi3" and config.rotary_factors is None and config.rotary_magnitude != 1:
-        return
     if kind == "phi3" and config.head_dim * config.heads != config.dim:
         yield f"head_dim {config.head_dim}"
 
@@ -196,7 +181,8 @@ def _gpt2_config(config: ModelConfig) -> dict[str, Any]:
         "architectures": [_CLASSES["gpt2"]], "model_type": "gpt2", "vocab_size": config.vocab,
         "n_positions": config.context, "n_embd": config.dim, "n_layer": config.layers, "n_head": config.heads,
         "n_inner": config.hidden, "layer_norm_epsilon": config.norm_epsilon,
-        "activation_function": _ACTIVATIONS[config.activation], "tie_word_embeddings": config.tied_head,
+        "activation_function": {**_ACTIVATIONS, "gelu_tanh": "gelu_new"}[config.activation],
+        "tie_word_embeddings": config.tied_head,
         "embd_pdrop": config.dropout, "attn_pdrop": config.dropout, "resid_pdrop": config.dropout,
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
@@ -237,29 +223,15 @@ class _Tensor:
 
 
 def _tensors(source: ModelSource, kind: str) -> Iterator[_Tensor]:
-    names = _GPT2_NAMES if kind == "gpt2" else _GEMMA_NAMES if kind.startswith("gemma") else _LLAMA_NAMES
-    prefix = "transformer.h" if kind == "gpt2" else "model.layers"
-    fused = {part: (theirs, parts) for theirs, parts in _FUSED.get(kind, {}).items() for part in parts}
-    shapes = expected_tensors(source.config)
-    for ours, shape in shapes.items():
-        stem, suffix = ours.rsplit(".", 1)
-        layer, part = stem.split(".", 2)[1:] if stem.startswith("layers.") else ("", stem)
-        stems = [stem]
-        if part in fused:
-            theirs, parts = fused[part]
-            if part != parts[0]:
-                continue
-            stems = [f"layers.{layer}.{other}" for other in parts]
-            theirs = f"{prefix}.{layer}.{theirs}"
-        else:
-            theirs = f"{prefix}.{layer}.{names[part]}" if layer else names[part]
-        members = [f"{member}.{suffix}" for member in stems]
-        rows = sum(shapes[member][0] for member in members)
-        transposed = kind == "gpt2" and bool(layer) and len(shape) == 2
-        whole = (shape[1], rows) if transposed else (rows, *shape[1:])
-        minus = 1.0 if kind.startswith("gemma") and "norm" in part else 0.0
-        makers = [partial(source.tensors.__getitem__, member) for member in members]
-        yield _Tensor(f"{theirs}.{suffix}", whole, makers, transposed, minus)
+    """Their tensors, each of those of ours that are read from it when such a folder is opened."""
+    places = hf_places(kind, source.config, source.config.context)
+    parts: dict[str, list[str]] = {}
+    for ours, place in places.items():
+        parts.setdefault(place.name, []).append(ours)
+    for theirs, names in parts.items():
+        place = places[names[0]]
+        makers = [partial(source.tensors.__getitem__, name) for name in names]
+        yield _Tensor(full_name(kind, theirs), place.shape, makers, place.transposed, place.plus)
 
 
 def _write_safetensors(path: Path, tensors: list[_Tensor], type_name: str, progress: Callable[[int], object]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmixer.model.config import ModelConfig
-from fastmixer.weights.architectures import architecture_of, read_config, trained_context
+from fastmixer.weights.architectures import ARCHITECTURES, WRAPPERS, architecture_of, read_config, trained_context
+from fastmixer.weights.encoder_architectures import CLASSIFIER, ENCODERS
 from fastmixer.weights.folder import CONFIG, FORMAT, TOKENIZER, WEIGHTS
 from fastmixer.weights.hf_names import hf_places, plain_name
 from fastmixer.weights.placed import PlacedTensors, check_places, own_places
@@ -71,6 +72,7 @@ def _own(
 def _others(
     values: dict[str, Any], where: str, files: "TensorFiles", context: int | None, body_only: bool
 ) -> tuple[ModelConfig, Mapping[str, StoredTensor]]:
+    _check_kind(values, where)
     config = read_config(values, where, context)
     if body_only:
         config = replace(config, tied_head=True)
@@ -79,8 +81,25 @@ def _others(
     if config.tied_head:  # some files hold the embedding a second time
         files.drop("lm_head.weight")
     places = hf_places(architecture, config, trained_context(values, where))
+    if not config.tied_head and "lm_head.weight" not in files.shapes():
+        raise ValueError(
+            f"{files.where('lm_head.weight')}: tensor lm_head.weight is missing, and tie_word_embeddings is false: the body "
+            "of a model alone writes no text; with sentence-transformers' files beside it (modules.json, 1_Pooling) it "
+            "opens as a model of vectors"
+        )
     check_places(places, files.shapes(), files.where, architecture)
     return config, PlacedTensors(places, files.tensor)
+
+
+def _check_kind(values: dict[str, Any], where: str) -> None:
+    """ValueError for a model that is neither a decoder nor an encoder we know, and for a decoder that classifies."""
+    fields = Fields(values, where)
+    name, decoders = values.get("model_type"), (*ARCHITECTURES, *WRAPPERS)
+    if not isinstance(name, str) or name not in (*decoders, *ENCODERS):
+        raise fields.wrong("model_type", f"a decoder's, {', '.join(decoders)}, or an encoder's, {', '.join(ENCODERS)}")
+    kinds = values.get("architectures")
+    if isinstance(kinds, list) and any(isinstance(kind, str) and kind.endswith(CLASSIFIER) for kind in kinds):
+        raise fields.wrong("architectures", "one that writes text (decoders' classification heads are not supported)")
 
 
 class TensorFiles:
@@ -177,19 +196,23 @@ def _tokenizer(folder: Path, config: ModelConfig) -> "Tokenizer | None":
 
 
 def _generation(folder: Path) -> dict[str, Any]:
-    """What generation_config.json advises on sampling, in our words; a model that is not to be sampled has temperature 0."""
+    """What generation_config.json advises on writing, in our words; a model that is not to be sampled has temperature 0."""
     path = folder / GENERATION
     if not path.exists():
         return {}
     fields = Fields(read_object(path), str(path))
     found: dict[str, Any] = {}
+    if fields.has("max_new_tokens"):
+        found["max_new_tokens"] = fields.integer("max_new_tokens", high=1 << 31)
     if not fields.flag("do_sample", True):
-        return {"temperature": 0.0}
+        return {**found, "temperature": 0.0}
     for name, above in (("temperature", False), ("top_p", True), ("min_p", False), ("repetition_penalty", True)):
         if fields.has(name):
             found[name] = fields.number(name, above=above)
             if name in ("top_p", "min_p") and found[name] > 1:
                 raise fields.wrong(name, "a number from 0 to 1")
+            if name == "repetition_penalty" and not 1e-6 <= found[name] <= 1e6:  # logits stay finite in float32
+                raise fields.wrong(name, "a number from 1e-06 to 1e+06")
     if fields.has("top_k"):
         found["top_k"] = fields.integer("top_k", low=0)
     return found

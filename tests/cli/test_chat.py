@@ -21,6 +21,7 @@ from fastmixer.weights.convert import convert
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 )
+CUT = "(cut after 4 tokens; -n allows more)\n"
 OPTIONS = ["--temperature", 0, "-n", 4, "--ignore-eos", "--weights", "float32", "--cache", "float32"]
 
 
@@ -55,7 +56,7 @@ def answers(model, *messages):
 def test_each_line_is_a_message_and_what_was_said_counts(chat, model):
     result = chat("Hi", "And?", options=[*OPTIONS, "--system", "S"])
     first, second = answers(model, "Hi", "And?")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, CUT * 2)
     assert result.stdout == f"{first}\n{second}\n"
     assert answers(model, "And?") != [second]
 
@@ -104,11 +105,35 @@ def test_mistakes_are_one_line_and_the_conversation_goes_on(chat, model, tmp_pat
         result = chat("/system S", command, "Hi")
         assert result.exit_code == 0 and result.stdout == answers(model, "Hi")[0] + "\n", result.output
         if "long" in command:
-            assert re.fullmatch(
-                r"Error: generate: prompt 0 has \d+ tokens, more than the model's context of 64\n", result.stderr
+            assert re.match(
+                r"Error: the conversation would have \d+ tokens, more than the context of 64\. Ask in fewer words; fastmixer "
+                r"chat --context makes room for more, up to what the model was made for\n",
+                result.stderr,
             )
         else:
-            assert result.stderr == f"Error: {error}\n"
+            assert result.stderr == f"Error: {error}\n{CUT}"
+
+
+def test_a_full_context_says_what_to_do_and_keeps_what_was_said(chat, model):
+    first = answers(model, "Hi")[0]
+    long = "What is it that you do here? " * 2
+    result = chat("/system S", "Hi", long, long, "/undo", "Hi", "/stats", options=[*OPTIONS[:2], "-n", 4, *OPTIONS[4:]])
+    assert result.exit_code == 0 and result.stdout.startswith(first + "\n")
+    assert "It stays as it was: /undo takes back its last message, /reset begins anew; fastmixer chat" in result.stderr
+    result = chat("Hi", options=[*OPTIONS[:2], "-n", 100, *OPTIONS[4:]])
+    assert result.stderr == "(cut: the context of 64 tokens is full)\n"
+
+
+def test_retry_answers_the_last_message_again(chat, model):
+    first, second = answers(model, "Hi", "And?")
+    result = chat("/retry", "/system S", "Hi", "/retry", "And?", "/retry", "/save x/y/z")
+    assert result.stdout == f"{first}\n{first}\n{second}\n{second}\n"
+    assert result.stderr.startswith("Error: /retry: nothing was said yet\n")
+
+
+def test_the_exit_status_tells_of_a_talk_without_any_answer(chat):
+    assert chat("long " * 40).exit_code == 1 and chat("/nope").exit_code == 1
+    assert chat().exit_code == chat("/help").exit_code == chat("/nope", "Hi").exit_code == 0
 
 
 def test_lines_end_in_any_way_and_must_be_utf8(run, model):
@@ -116,7 +141,7 @@ def test_lines_end_in_any_way_and_must_be_utf8(run, model):
     result = run("chat", model, *OPTIONS, "--system", "S", stdin=b"Hi\r\n")
     assert result.stdout == f"{first}\n"
     result = run("chat", model, *OPTIONS, "--system", "S", stdin=b"\xff\nHi")
-    assert (result.stdout, result.stderr) == (f"{first}\n", "Error: stdin is not UTF-8: byte 0 is 0xff\n")
+    assert (result.stdout, result.stderr) == (f"{first}\n", f"Error: stdin is not UTF-8: byte 0 is 0xff\n{CUT}")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+from random_models import random_source
 
+from fastmixer.weights.convert import convert
 from fastmixer.weights.source import open_source
 
 
@@ -25,6 +27,23 @@ def test_a_run_in_other_formats_writes_the_same_text(run, book, tmp_path, target
     )
     options = ["Alice", "-n", 10, "--temperature", 0, "--weights", "float32", "--cache", "float32"]
     assert run("generate", tmp_path / target, *options).stdout == run("generate", book, *options).stdout
+
+
+def test_matrices_without_such_blocks_are_told(run, tmp_path):
+    folder = convert(random_source("llama", hidden=112), tmp_path / "folder")
+    result = run("convert", folder, tmp_path / "m.gguf", "--type", "q4_0")
+    warning = f"Warning: {tmp_path / 'm.gguf'}: 3 matrices are F16 instead of Q4_0, as their rows are no multiple of 32: "
+    assert result.exit_code == 0 and result.stderr == f"{warning}blk.*.ffn_down.weight\n"
+
+
+def test_a_shorter_context_has_no_window(run, tmp_path):
+    folder = convert(random_source("mistral", window=9), tmp_path / "folder")
+    result = run("convert", folder, tmp_path / "m.gguf")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith("has no window 9 (there would be none with a context of at most 9)\n")
+    result = run("convert", folder, tmp_path / "m.gguf", "--context", 9)
+    assert result.exit_code == 0, result.output
+    assert open_source(tmp_path / "m.gguf").config.context == 9
 
 
 def test_what_stands_there_stays_unless_forced(run, book, tmp_path):

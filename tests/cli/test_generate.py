@@ -6,6 +6,8 @@ import shutil
 import pytest
 from tiny_encoders import TINY, write_tokenizer
 
+from fastmixer.cli.options import quoted
+
 
 def test_seeds_and_stats(run, trained):
     folder, _ = trained
@@ -34,7 +36,7 @@ def test_bad_options(run, trained):
         (["--stop-token", 66], "Error: generate: stop names token 66, but ids are 0..65"),
         (
             ["--weights", "int3"],
-            "Error: plan: weights must be one of 'auto', 'float32', 'bfloat16', 'int8', 'int4'; got 'int3'",
+            "Error: load: weights must be one of 'auto', 'float32', 'bfloat16', 'int8', 'int4'; got 'int3'",
         ),
         (["--cache", "int4"], "Error: load: cache must be one of 'float32', 'bfloat16', 'int8'; got 'int4'"),
     ):
@@ -100,7 +102,7 @@ def test_too_little_memory_is_told_before_work_begins(run, trained, monkeypatch)
     result = run("generate", trained[0], "Alice", "--weights", "float32")
     assert result.exit_code == 1
     assert result.stderr.startswith(
-        "Error: load: step-00000012 with a context of 16 and a cache in bfloat16 takes 0.00 GB, but"
+        "Error: load: 'step-00000012' with a context of 16 and a cache in bfloat16 takes 0.00 GB, but"
     )
     assert result.stderr.endswith("a smaller context, weights of fewer bits or cache='int8' take less\n")
 
@@ -118,7 +120,9 @@ def test_the_prompt_may_come_from_a_file_or_from_stdin(run, trained, tmp_path):
     result = run("generate", trained[0], "Bob", "--prompt-file", path)
     assert result.exit_code == 2 and "give PROMPT or --prompt-file, not both" in result.stderr
     result = run("generate", trained[0], "")
-    assert result.output == "Error: stream: prompt 0 is empty; it must have at least one token\n"
+    assert result.output == "Error: generate: the prompt is empty; without one the model begins a text of its own\n"
+    result = run("generate", "")
+    assert result.output == "Error: load: path_or_name must name a .gguf file, a model's folder, or org/name; got ''\n"
 
 
 def test_options_reach_the_model(run, trained):
@@ -137,7 +141,13 @@ def test_many_samples_and_their_log_probabilities(run, trained):
     assert result.exit_code == 0 and "--- 1 ---" in lines and "--- 2 ---" in lines
     rows = [line for line in lines if re.match(r" +-\d+\.\d{3}  '", line)]
     assert 2 <= len(rows) <= 6 and all(len(re.findall(r"-?\d\.\d{3}", row)) == 3 for row in rows)
+    second = lines.index("--- 2 ---")
+    assert any(row in lines[:second] for row in rows) and lines[-1] in rows  # each text has its own below it
     assert result.stderr.count("tokens/s") == 2
+
+
+def test_pieces_are_escaped_once():
+    assert quoted(r"\xe6") == r"'\xe6'" and quoted("\n\x1b[2J é") == r"'\n\x1b[2J é'"
 
 
 def test_an_encoder_writes_no_text(run, tmp_path):

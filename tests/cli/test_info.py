@@ -102,6 +102,23 @@ def test_what_is_kept_of_packed_weights(run, tmp_path, monkeypatch):
     assert len(list((tmp_path / "home" / "fastmixer" / "packed").glob("*.packed"))) == 1
 
 
+def test_what_auto_rounds_is_said(run, tmp_path, monkeypatch):
+    path = convert(random_source("llama"), tmp_path / "m.gguf", "F16")
+    for is_fast, text in ((True, "; F16 rounded to bfloat16 (--weights float32 keeps every digit)\n"), (False, " kB\n")):
+        monkeypatch.setattr("fastmixer.model.decoder.is_fast", lambda answer=is_fast: answer)
+        assert re.search(rf"^weights +auto: matrices .*{re.escape(text)}", run("info", path).output, re.MULTILINE)
+        found = json.loads(run("info", path, "--json").output)["weights"]
+        assert found["rounded"] == (["F16"] if is_fast else [])
+    assert "rounded" not in run("info", path, "--weights", "bfloat16").output  # it was asked for
+
+
+def test_a_strangers_names_do_nothing_to_a_terminal(run, tmp_path):
+    source = random_source("llama")
+    source.name = "a\x1b[2J\nmodel"
+    result = run("info", convert(source, tmp_path / "m.gguf"))
+    assert result.stdout.startswith("model        a\\x1b[2J\\nmodel\n") and "\x1b" not in result.output
+
+
 def test_of_encoders(run):
     folder = TINY.parents[1] / "embed" / "tiny"
     result = run("info", folder / "bert", "--tensors")

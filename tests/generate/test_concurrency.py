@@ -298,7 +298,7 @@ def test_errors_reach_the_coroutine_that_waits(model):
             asyncio.run(make())
     with pytest.raises(ValueError, match="^generate: prompt 0 is empty"):
         asyncio.run(model.agenerate(""))
-    with pytest.raises(ValueError, match="^stream: prompt 0 is empty"):
+    with pytest.raises(ValueError, match="^stream: prompt is empty"):
         model.astream("")
 
 

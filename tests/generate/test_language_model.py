@@ -90,6 +90,17 @@ def test_stop_tokens(make_model):
     assert one.tokens == list(range(109, 115)) and one.finish_reason == "stop" and one.sampled_tokens == 7
 
 
+@pytest.mark.parametrize("stop", ["<|endoftext|>", ["zz", "<|endoftext|>"]])
+def test_a_special_token_stops_by_its_text(make_model, stop):
+    """Text leaves such tokens out, so that a stop string would never be found in it."""
+    end = make_model().tokenizer.end_id
+    model = make_model(favourite=lambda position: end if position == 12 else 70)
+    one = details(model, [5] * 10, stop=stop)
+    assert (one.tokens, one.finish_reason) == ([70] * 3, "stop")
+    with model.stream([5] * 10, stop=stop, temperature=0, ignore_eos=True) as stream:
+        assert "".join(stream) == one.text and stream.details.finish_reason == "stop"
+
+
 def test_stop_strings_wherever_tokens_end(model):
     whole = details(model, max_new_tokens=60)
     for start in range(2, 20, 3):
@@ -110,6 +121,8 @@ def test_bias_and_penalties(model):
     for penalty in ({"presence_penalty": 1000.0}, {"frequency_penalty": 1000.0}):
         tokens = details(model, logit_bias={9: 100.0}, **penalty).tokens
         assert len(set(tokens)) == 20 and tokens[0] == 9
+    extremes = {"logit_bias": {9: 1e30, 10: -1e30}, "frequency_penalty": -1e30, "presence_penalty": -1e30}
+    assert details(model, repetition_penalty=1e-6, **extremes).tokens == [9] * 20
     ids = [7] * 5
     assert details(model, ids, logit_bias={7: 100.0}, repetition_penalty=1e6).tokens[0] != 7
 
@@ -205,6 +218,37 @@ def test_a_chat_is_its_template_and_its_next_turn_computes_what_is_new(make_mode
     assert "".join(model.chat_stream(messages[:1], temperature=0, max_new_tokens=30, ignore_eos=True)) == first.text
 
 
+def test_a_begun_answer_goes_on(make_model, chat_tokenizer):
+    model = make_model(tokenizer=chat_tokenizer)
+    options = {"temperature": 0, "max_new_tokens": 10, "ignore_eos": True, "return_details": True}
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am "}]
+    begun = "[user] Who?<|endoftext|>[assistant] I am "
+    assert model.chat(messages, template={"continue_final_message": True}, **options).tokens == greedy(model, begun, 10)
+    no_answer = model.chat(messages[:1], template={"add_generation_prompt": False}, **options)
+    assert no_answer.tokens == greedy(model, "[user] Who?<|endoftext|>", 10)
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "text"),
+    [
+        ({"messages": []}, ValueError, "render_chat: messages is a name that the template has already; .*"),
+        ({"add_generation_prompt": 1}, TypeError, "render_chat: add_generation_prompt must be True or False; got 1"),
+        ("{{ x }}", TypeError, "chat: template must be a dict of what the chat template asks for; got '{{ x }}'"),
+        ({1: 2}, TypeError, "chat: template must be a dict of .*"),
+        ({"tokenizer": 1, "self": 2}, None, ""),
+    ],
+)
+def test_what_else_a_template_may_be_given(make_model, chat_tokenizer, template, error, text):
+    model = make_model(tokenizer=chat_tokenizer)
+    messages = [{"role": "user", "content": "Hello"}]
+    if error is None:
+        assert model.chat(messages, template=template, max_new_tokens=2, ignore_eos=True)
+        return
+    with pytest.raises(error, match=f"^{text}$"):
+        model.chat(messages, template=template)
+    assert model.decoder.calls == []
+
+
 def test_a_chat_ends_at_the_end_of_a_turn(make_model, chat_tokenizer):
     end = chat_tokenizer.end_id
     model = make_model(tokenizer=chat_tokenizer, favourite=lambda position: end if position % 10 == 0 else 70)
@@ -275,13 +319,19 @@ def test_reset_cache(model):
         (lambda m: m.generate(3), TypeError, "generate: prompt must be a string, ids, or a list of those; got int"),
         (lambda m: m.generate([1.5]), TypeError, r"generate: prompt 0 must be a string or ids, integers \[tokens\]; got float"),
         (lambda m: m.generate([1, 999]), IndexError, r"generate: prompt 0\[1\] = 999 is out of range; expected 0..319"),
+        (lambda m: m.generate([1, 2**70]), IndexError, rf"generate: prompt 0\[1\] = {2**70} is out of range; expected 0..319"),
+        (lambda m: m.generate(np.array([1, 2**63 + 5], np.uint64)), IndexError, rf"generate: prompt 0\[1\] = {2**63 + 5} is out of range; .*"),
+        (lambda m: m.logits(np.zeros((0, 3), int)), ValueError, r"logits: prompt has no rows; it must be ids \[batch, tokens\]; got shape \(0, 3\)"),
+        (lambda m: m.logits(np.zeros((2, 0), int)), ValueError, "logits: prompt is empty; it must have at least one token"),
+        (lambda m: m.generate("A", logit_bias=dict.fromkeys(range(320), -np.inf)), ValueError, "generate: logit_bias rules out every token, .*"),
+        (lambda m: m.generate("A", stop="x<|endoftext|>"), ValueError, r"generate: stop 'x<\|endoftext\|>' holds the special token .*"),
         (lambda m: m.generate([5] * 257), ValueError, "generate: prompt 0 has 257 tokens, more than the model's context of 256"),
         (lambda m: m.generate("A", n=0), ValueError, "generate: n must be >= 1; got 0"),
         (lambda m: m.generate("A", logit_bias={"qqqq": 1}), ValueError, "generate: logit_bias names 'qqqq', which is 4 tokens; it must be one"),
         (lambda m: m.generate("A", temprature=1), TypeError, "generate: there is no option 'temprature'; .*"),
         (lambda m: m.stream("A", n=2), ValueError, "stream: n must be 1; got 2"),
         (lambda m: m.stream(["A"]), TypeError, "stream: prompt must be a string or ids; got list"),
-        (lambda m: m.stream(""), ValueError, "stream: prompt 0 is empty; it must have at least one token"),
+        (lambda m: m.stream(""), ValueError, "stream: prompt is empty; it must have at least one token"),
         (lambda m: m.stream("A", top_p=2), ValueError, "generate: top_p must be > 0 and <= 1; got 2"),
         (lambda m: m.chat([{"role": "user", "content": "A"}]), ValueError, "chat: fake has no chat template; use generate"),
         (lambda m: m.logits([5] * 257), ValueError, "logits: the prompt has 257 tokens, more than the model's context of 256"),
@@ -317,6 +367,10 @@ def test_without_a_tokenizer_there_are_ids_alone(make_model):
         with pytest.raises(ValueError, match="fake has no tokenizer|need a tokenizer; the model has none"):
             call()
     assert model.info()["tokenizer"] is None and model.scheduler.active == 0
+
+
+def test_a_name_does_nothing_to_a_terminal(tokenizer):
+    assert LanguageModel(FakeDecoder(), tokenizer, "a\x1b[2J\nb é").name == "a\\x1b[2J\\nb é"
 
 
 def test_wrong_defaults_are_named_at_once(tokenizer):

@@ -92,6 +92,26 @@ def test_text_is_shown_at_once(any_tokenizer):
             assert shown == any_tokenizer.decode(ids[: place + 1])
 
 
+def test_bytes_on_either_side_of_a_special_token_stand_together():
+    tokenizer = sentencepiece()
+    for between in ([], [tokenizer.end_id]):
+        for data in (b"\x52\xbc", "é".encode()):
+            ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in data]
+            ids = [ids[0], *between, ids[1]]
+            assert "".join(pieces_of(tokenizer, ids)[2]) == tokenizer.decode(ids)
+
+
+def test_added_tokens_are_what_decode_makes_of_them():
+    """A byte-level decoder reads their letters as bytes, where all of them are letters of bytes."""
+    shared = tiny_tokenizer()._inner
+    inner = type(shared).from_str(shared.to_str())
+    inner.add_tokens(["Ġfoo", "日本", "<x>", "é"])
+    tokenizer = Tokenizer(inner)
+    ids = [tokenizer.token_to_id(piece) for piece in ("Ġfoo", "日本", "<x>", "é", "Ġfoo")]
+    assert tokenizer.decode(ids[:3]) == " foo日本<x>" and None not in ids
+    assert "".join(pieces_of(tokenizer, ids)[2]) == tokenizer.decode(ids)
+
+
 def test_half_a_character_is_held_back():
     tokenizer = tiny_tokenizer()
     text = TextSoFar(tokenizer, ())

@@ -288,6 +288,16 @@ def test_where_the_folder_is(monkeypatch, tmp_path):
         monkeypatch.setenv(VARIABLE, value)
         assert cache_folder(None) == expected and cache_folder(False) is None
     assert cache_folder(True) == Path("/y")
+    for value in ("YES", "true", "on", "1"):
+        monkeypatch.setenv(VARIABLE, value)
+        assert cache_folder(None) == usual
+    for value in ("no", "False", "off", "0", ""):
+        monkeypatch.setenv(VARIABLE, value)
+        assert cache_folder(None) is None and cache_folder(True) == usual
+    monkeypatch.setenv(VARIABLE, "maybe")
+    with pytest.raises(ValueError, match="^FASTMIXER_PACKED_CACHE must be 1, 0 or a folder's path, with a / in it; got 'maybe'$"):
+        cache_folder(None)
+    assert cache_folder(False) is None and cache_folder("maybe") == Path("maybe")
     for wrong in (3, "", b"x"):
         with pytest.raises(TypeError, match="^load: packed_cache must be True, False, None or a folder; got "):
             cache_folder(wrong)

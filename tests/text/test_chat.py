@@ -209,3 +209,18 @@ def test_other_bad_input(with_template):
         render_chat(with_template("a\n{% for %}"), HELLO)
     with pytest.raises(ValueError, match=r"^the chat template of model\.gguf refuses: only users$"):
         render_chat(with_template("{{ raise_exception('only users') }}"), HELLO)
+    with pytest.raises(ValueError, match=r"refuses: \\x1b\[2J\\nno$"):  # nothing that a terminal would act on
+        render_chat(with_template("{{ raise_exception('\x1b[2J\nno') }}"), HELLO)
+    with pytest.raises(ValueError, match="^render_chat: messages is a name that the template has already"):
+        render_chat(with_template("x"), HELLO, **{"messages": []})
+
+
+def test_a_last_message_that_goes_on(with_template):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    talk = [*HELLO, {"role": "a", "content": "e "}]
+    assert render_chat(with_template(template), talk, continue_final_message=True) == "<user>Hello<end><a>e "
+    assert talk[-1]["content"] == "e "
+    with pytest.raises(ValueError, match=r"^the chat template of model\.gguf does not write the last message"):
+        render_chat(with_template("x"), talk, continue_final_message=True)
+    with pytest.raises(ValueError, match="continue_final_message: the last message's content must be a string"):
+        render_chat(with_template("x"), [{"role": "a", "content": []}], continue_final_message=True)

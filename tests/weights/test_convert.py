@@ -2,23 +2,25 @@
 
 import json
 import re
+import warnings
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 from random_models import CONFIGS, VOCAB, random_source, tiny_tokenizer
+from transformers_names import from_gpt2, from_llama
 
 from fastmixer.model.config import ModelConfig
 from fastmixer.model.transformer import Transformer
 from fastmixer.text import Tokenizer, train_tokenizer
 from fastmixer.text.conventions import Conventions
 from fastmixer.text.gguf_tokenizer import tokenizer_from_gguf
+from fastmixer.weights.architectures import read_config
 from fastmixer.weights.convert import convert
 from fastmixer.weights.gguf import GGUFFile
 from fastmixer.weights.gguf_model import open_gguf
 from fastmixer.weights.gguf_vocabulary import tokenizer_fields
 from fastmixer.weights.hf_export import hf_config
-from fastmixer.weights.names import from_gpt2, from_llama
 from fastmixer.weights.quantized import BY_NAME, dequantize, quantize
 from fastmixer.weights.source import open_source
 
@@ -36,7 +38,7 @@ def read_safetensors(folder):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "llama stretched", "mistral"])
 def test_a_folder_has_the_names_that_transformers_gives(tmp_path, kind):
-    """Read back by the names of names.py, which its own tests hold against transformers."""
+    """Read back by names of their own, which test_oracle.py holds against transformers."""
     source = random_source(kind)
     folder = convert(source, tmp_path / "folder")
     there = read_safetensors(folder)
@@ -166,8 +168,12 @@ def test_types_of_a_folder(tmp_path, stored, asked, dtype):
 @pytest.mark.parametrize("asked", ["F32", "F16", "BF16", "q8_0", "Q4_0"])
 def test_types_of_a_file(tmp_path, asked):
     source = random_source("llama", tied_head=True, hidden=112, vocab=VOCAB + 5)
-    found = GGUFFile(convert(source, tmp_path / "m.gguf", asked))
     name = asked.upper()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = GGUFFile(convert(source, tmp_path / "m.gguf", asked))
+    expected = f"{tmp_path / 'm.gguf'}: 3 matrices are F16 instead of {name}, as their rows are no multiple of 32: blk.*.ffn_down.weight"
+    assert [str(one.message) for one in told] == ([expected] if name in ("Q8_0", "Q4_0") else [])
     types = {tensor: info.type.name for tensor, info in found.tensors.items()}
     assert types["token_embd.weight"] == ("Q8_0" if name == "Q4_0" else name)
     assert types["blk.0.attn_norm.weight"] == types["output_norm.weight"] == "F32"
@@ -231,10 +237,8 @@ BOTH = {
     "head_dim 8": ("gpt2", {"head_dim": 8}),
     "attention_scale 0.5": ("llama", {"attention_scale": 0.5}),
     "embedding_scale 3.0": ("llama", {"embedding_scale": 3.0}),
-    "activation 'relu'": ("llama", {"activation": "relu"}),
     "logit_softcap 3.0": ("qwen2", {"logit_softcap": 3.0}),
     "local_layers (True, False, False)": ("llama", {"window": 4, "local_layers": (True, False, False)}),
-    "activation 'silu'": ("gemma2", {"activation": "silu"}),
 }
 
 
@@ -247,10 +251,34 @@ def test_what_neither_can_say(tmp_path, problem, target):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("factors", [None, (1.0,) * 16])
+def test_a_magnitude_needs_heads_that_share_the_width(tmp_path, factors):
+    """Phi-3's config.json, which alone has one, says no head_dim."""
+    source = random_source("llama", head_dim=32, rotary_magnitude=1.5, rotary_factors=factors)
+    with pytest.raises(ValueError, match="the nearest, phi3, has no head_dim 32$"):
+        convert(source, tmp_path / "folder")
+    source = random_source("llama", rotary_magnitude=1.5, rotary_factors=None)
+    found = open_source(convert(source, tmp_path / "folder")).config
+    assert found.rotary_magnitude == 1.5 and found.rotary_factors is None
+
+
+def test_shares_of_a_head_that_are_rotated_are_read_as_written():
+    for head_dim in (44, 49, 52, 96, 128):
+        for rotary_dim in range(2, head_dim + 1, 2):
+            source = random_source("phi3", dim=4 * head_dim, head_dim=head_dim, rotary_dim=rotary_dim, rotary_factors=None)
+            found = read_config(hf_config(source.config), "config.json")
+            assert (found.rotary_dim or head_dim) == rotary_dim
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "text"),
     [
         ("gpt2", {"activation": "relu"}, "the nearest, gpt2, has no activation 'relu'"),
+        ("llama", {"activation": "relu"}, "the nearest, llama, has no activation 'relu'"),
+        ("gemma2", {"activation": "silu"}, "the nearest, gemma2, has no activation 'silu'"),
+        ("mistral", {"window": 9}, "the nearest, llama, has no window 9 (there would be none with a context of at most 9)"),
+        ("phi3", {"window": 9}, "the nearest, phi3, has no window 9 (there would be none with a context of at most 9)"),
+        ("qwen2", {"window": 9}, "the nearest, qwen2, has no window 9 (there would be none with a context of at most 9)"),
         ("qwen3", {"rotary_factors": (1.0, 2.0) * 8}, "the nearest, qwen3, has no rotary_factors that differ"),
         ("gemma2", {"tied_head": False}, "the nearest, gemma2, has no tied_head False"),
         ("gemma2", {"attention_scale": 0.3}, "the nearest, gemma2, has no attention_scale 0.3"),
@@ -284,6 +312,28 @@ def test_nothing_else_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(FileExistsError, match=r"file is a file; choose another folder"):
         convert(source, tmp_path / "file")
+
+
+def test_a_window_is_none_in_a_context_that_it_covers(tmp_path):
+    """llama.cpp looks back beyond the window of all but Gemma's files."""
+    folder = convert(random_source("mistral", window=9), tmp_path / "folder")
+    found = open_gguf(convert(open_source(folder, context=9), tmp_path / "m.gguf"))
+    assert found.config.context == 9 and (found.config.window or 9) == 9
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "phi3"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+def test_any_activation_in_a_folder(tmp_path, kind, activation):
+    config = random_source(kind, activation=activation).config
+    assert read_config(hf_config(config), "config.json").activation == activation
+
+
+def test_a_strangers_name_does_nothing_to_a_terminal(tmp_path):
+    source = random_source("gpt2", gated=True)
+    source.name = "a\x1b[2J"
+    for target in ("m.gguf", "folder"):
+        with pytest.raises(ValueError, match=r"a\\x1b\[2J cannot be written"):
+            convert(source, tmp_path / target)
 
 
 def test_a_model_is_replaced_or_left_whole(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from random_models import CONFIGS, random_source
 
+from fastmixer.model.decoder import Decoder
 from fastmixer.weights.convert import convert
 from fastmixer.weights.gguf_model import open_gguf
 from fastmixer.weights.source import open_source
@@ -66,6 +67,17 @@ def test_llama_cpp_and_transformers_agree_on_what_we_write(tmp_path, kind):
     for token, logprob in steps[0].items():
         assert abs(logprobs[token] - logprob) < LIMIT, (token, logprobs[token], logprob)
     assert set(np.argsort(-logprobs)[: TOP - 2]) <= set(steps[0])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+def test_transformers_computes_the_activation_that_we_write(tmp_path, activation):
+    pytest.importorskip("torch")
+    source = random_source("llama", activation=activation)
+    decoder = Decoder(source, "float32", progress=False)
+    tables, starts = np.zeros((1, 1, 1), np.int32), np.array([0, len(IDS)])
+    ours, _ = decoder.forward(np.array(IDS), starts, np.array([0]), decoder.new_pages(1, "float32"), tables)
+    theirs = transformers_logprobs(convert(source, tmp_path / "folder"), IDS)[-1]
+    np.testing.assert_allclose(ours[0] - ours[0][0], theirs - theirs[0], atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -304,6 +304,8 @@ def test_wrong_together(llama, tmp_path):
         ({"llama.attention.key_length": None, "llama.attention.head_count": 3, "llama.attention.head_count_kv": 3}, "llama.attention.head_count must divide embedding_length 64; got 3"),
         ({"llama.attention.sliding_window": 5, "llama.attention.sliding_window_pattern": np.array([1, 0], np.int32)}, "llama.attention.sliding_window_pattern must be 3 bools; got [1, 0]"),
         ({"llama.attention.sliding_window": 5, "llama.attention.sliding_window_pattern": np.array([1, 0, 2], np.int32)}, "llama.attention.sliding_window_pattern must be 3 bools; got [1, 0, 2]"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.freq_base": 1.0}, "llama.rope.freq_base must be a number > 1 with yarn; got 1.0"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.freq_base": 0.5}, "llama.rope.freq_base must be a number > 1 with yarn; got 0.5"),
         ({"tokenizer.ggml.tokens": ["a"]}, f"tokenizer.ggml.tokens must be {VOCAB} pieces, as token_embd.weight has rows; got 1"),
         ({"tokenizer.ggml.tokens": None}, f"tokenizer.ggml.tokens must be {VOCAB} pieces, as token_embd.weight has rows; got None"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of', which is not known"),

@@ -68,8 +68,12 @@ def test_sampling_advice_is_read_and_checked(folder):
     assert open_folder(folder).generation == {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
     path.write_text('{"do_sample": false, "temperature": 0.6}')
     assert open_folder(folder).generation == {"temperature": 0.0}
+    path.write_text('{"do_sample": false, "max_new_tokens": 2048}')
+    assert open_folder(folder).generation == {"temperature": 0.0, "max_new_tokens": 2048}
     for text, message in (
         ('{"top_p": 1.5}', "top_p must be a number from 0 to 1; got 1.5"),
+        ('{"max_new_tokens": 0}', "max_new_tokens must be an integer from 1 to .*; got 0"),
+        ('{"repetition_penalty": 1e20}', "repetition_penalty must be a number from 1e-06 to 1e\\+06; got 1e\\+20"),
         ('{"top_k": -1}', "top_k must be an integer from 0 to .*; got -1"),
         ('{"temperature": "hot"}', "temperature must be a finite number >= 0; got 'hot'"),
         ('{"temperature": NaN}', " is not JSON: NaN"),
@@ -114,12 +118,20 @@ def test_missing_files_are_named(folder):
         ({"num_hidden_layers": 2}, "model.safetensors: tensor layers.2.* is not known in llama"),
         ({"vocab_size": 97}, r"tensor embed_tokens.weight must have shape \[97, 32\]; got \[96, 32\]"),
         ({"vocab_size": 1 << 24, "hidden_size": 1 << 20, "num_hidden_layers": 4096}, "parameters; expected at most"),
-        ({"tie_word_embeddings": False}, "tensor lm_head.weight .* is missing"),
+        ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing, and tie_word_embeddings is false: the body of"),
     ],
 )
 def test_config_and_tensors_must_agree(folder, fields, message):
     change(folder / "config.json", **fields)
     with pytest.raises(ValueError, match=message):
+        open_folder(folder)
+
+
+def test_models_that_are_neither_kind_are_told_both(folder):
+    change(folder / "config.json", model_type="albert")
+    with pytest.raises(
+        ValueError, match="model_type must be a decoder's, gpt2, llama.*, or an encoder's, bert, .*; got 'albert'$"
+    ):
         open_folder(folder)
 
 
