@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastmixer.embed import load_sentence_model
 from fastmixer.generate.language_model import LanguageModel
 from fastmixer.generate.memory import require_memory, return_free_memory
 from fastmixer.generate.pages import bytes_of_pages, cache_pages, sequence_bytes
@@ -60,6 +59,8 @@ def load(
             raise ValueError(f"load: {path_or_name} is an encoder; context and packed_cache are for decoders")
         if cache_tokens is not None:
             raise ValueError(f"load: {path_or_name} is a model of vectors; cache_tokens is for models that write text")
+        from fastmixer.embed import load_sentence_model  # what a language model does not wait for
+
         return load_sentence_model(folder, weights, context=context, progress=progress, packed_cache=kept)
     source = open_source(path_or_name, context=context, offline=offline, revision=revision)
     _require_memory(source, weights, cache, cache_tokens)

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from fastmixer.embed.auto_weights import Choice, fastest_accurate
 from fastmixer.embed.batches import longest_first
@@ -33,6 +32,9 @@ from fastmixer.text.tokenizer import Tokenizer
 from fastmixer.weights.encoder_folder import is_encoder_folder, is_sentence_folder, open_encoder
 from fastmixer.weights.encoder_recipe import SentenceRecipe, read_recipe, transformer_folder
 from fastmixer.weights.hf_folder import open_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 BATCH_TOKENS = 4096  # of one call of the encoder
 WINDOW = 2048  # texts tokenized at once
@@ -109,7 +111,7 @@ class SentenceModel:
         batch_tokens: int = BATCH_TOKENS,
         normalize: bool = True,
         show_progress: bool | None = None,
-        dtype: DTypeLike = "float32",
+        dtype: "DTypeLike" = "float32",
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
@@ -149,7 +151,7 @@ class SentenceModel:
         batch_tokens: int = BATCH_TOKENS,
         normalize: bool = True,
         show_progress: bool | None = None,
-        dtype: DTypeLike = "float32",
+        dtype: "DTypeLike" = "float32",
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,

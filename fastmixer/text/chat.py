@@ -8,14 +8,16 @@ first chat and stays for the next. What it does: chat_worker.py.
 import atexit
 import json
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmixer.text.pieces import printable
 from fastmixer.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import subprocess
 
 SECONDS = 2.0  # for one rendering; published templates take about a millisecond
 CHARACTERS = 1 << 20  # of output beyond eight times what came in
@@ -133,6 +135,8 @@ class _Worker:
             return json.loads(answer)
 
     def _running(self) -> "subprocess.Popen[bytes]":
+        import subprocess  # what models that do not chat need not wait for
+
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.end()
