@@ -65,6 +65,11 @@ def use_kernels(implementation: str) -> Iterator[None]:
         _forced = before
 
 
+def forced_kernels() -> str | None:
+    """What use_kernels forces here, if anything."""
+    return _forced
+
+
 @contextmanager
 def observed(observer: Callable[[str, ModuleType], Any]) -> Iterator[None]:
     """Inside a `with` block kernels(op) gives observer(op, module) instead (fastmixer/ops/profile.py times the calls)."""

@@ -15,6 +15,8 @@
 
 enum { BLOCK_KEYS = 256, REGISTER_ROWS = 6, ATTEND_TILE_ROWS = AMX ? AMX_ROWS : REGISTER_ROWS };
 
+_Static_assert(RUN_KEYS % BLOCK_KEYS == 0, "a run of pages is whole blocks: what begins at one begins at the other");
+
 /* Whether pairs of bfloat16 are multiplied in one instruction. */
 #if defined(__AVX512BF16__)
 enum { FAST_PAIRS = 1 };

@@ -84,14 +84,18 @@ cdef struct AttendPlan:
 
 # ---- what there is to do, once a step for each group of layers ----
 
-cdef inline ptrdiff_t slot_rows(const Model *m) noexcept nogil:
-    """Rows of queries that a task of few has at most."""
-    return FEW_TOKENS * (m.heads // m.kv_heads)
+cdef ptrdiff_t most_written(const Step *s, const int64_t *starts) noexcept nogil:
+    """Rows of queries of a sequence that brings few, the most of any: of the step's tokens or those kept."""
+    cdef ptrdiff_t sequence, most = 0
+    for sequence in range(s.sequences):
+        if is_written(s.written, starts, sequence):
+            most = max(most, starts[sequence + 1] - starts[sequence])
+    return most * (s.model.heads // s.model.kv_heads)
 
 
-cdef inline ptrdiff_t slot_floats(const Model *m) noexcept nogil:
+cdef inline ptrdiff_t slot_floats(const Step *s) noexcept nogil:
     """A partial result: for each row its blend, total and largest score."""
-    return slot_rows(m) * (whole_vectors(m.head_dim) + 2)
+    return s.slot_rows * (whole_vectors(s.model.head_dim) + 2)
 
 
 cdef void plan_attention(const Step *s, const int64_t *starts, const int64_t *first_positions, ptrdiff_t window,
@@ -293,7 +297,7 @@ cdef inline Gathered gathered(const Step *s, const AttendTask *task, float *memo
     cdef Gathered g
     g.blend, g.dim = memory, dim
     if task.slot >= 0:
-        g.blend, rows = s.partials + task.slot * slot_floats(s.model), slot_rows(s.model)
+        g.blend, rows = s.partials + task.slot * slot_floats(s), s.slot_rows
     g.totals = g.blend + rows * dim
     g.largest = g.totals + rows
     return g
@@ -321,7 +325,7 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     cdef Gathered part
     cdef Page run[RUN_PAGES]
     cdef Page look
-    cdef Next after
+    cdef Next after, nothing
     cdef const float *query
     cdef float query_scales[ATTEND_ROWS]
     cdef ptrdiff_t first[ATTEND_ROWS]
@@ -330,7 +334,8 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
         if is_kept(s, task, page):
             run[count] = look_at(s, task, page)
             count += 1
-    after.numbers, after.scales = NULL, NULL
+    nothing.numbers, nothing.scales = NULL, NULL
+    after = nothing
     if index + pool_threads() < plan.task_count:
         next_task = task + pool_threads()
         look = look_at(s, next_task, next_task.first_page)
@@ -348,7 +353,8 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
             first[i] = max(0, position - s.layer.window + 1) if s.layer.window else 0
             end[i] = max(0, min((task.end_page - task.first_page) * PAGE_KEYS, position + 1))
         part = from_row(&g, row)
-        attend_run(&part, min(ATTEND_ROWS, rows - row), queries, query_scales, run, count, after, dim, m.attention_softcap, first, end)
+        attend_run(&part, min(ATTEND_ROWS, rows - row), queries, query_scales, run, count,
+                   after if row + ATTEND_ROWS >= rows else nothing, dim, m.attention_softcap, first, end)
         row += ATTEND_ROWS
     if task.slot < 0:
         finish_queries(s, task, &g)
@@ -418,8 +424,8 @@ cdef void join_slots(const Step *s, Join *join) noexcept nogil:
     """The chunks of one sequence and kv head, joined in order."""
     cdef const Model *m = s.model
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = whole_vectors(m.head_dim), token = s.starts[join.sequence], row, i, d
-    cdef ptrdiff_t rows = (s.starts[join.sequence + 1] - token) * heads, most_rows = slot_rows(m)
-    cdef float *first = s.partials + join.first_slot * slot_floats(m)
+    cdef ptrdiff_t rows = (s.starts[join.sequence + 1] - token) * heads, most_rows = s.slot_rows
+    cdef float *first = s.partials + join.first_slot * slot_floats(s)
     cdef float *part
     cdef float largest, total, factor
     cdef float blend[MAX_HEAD_DIM]
@@ -427,10 +433,10 @@ cdef void join_slots(const Step *s, Join *join) noexcept nogil:
     for row in range(rows):
         largest, total = -INFINITY, 0
         for i in range(join.slots):
-            largest = max(largest, (first + i * slot_floats(m) + most_rows * (dim + 1))[row])
+            largest = max(largest, (first + i * slot_floats(s) + most_rows * (dim + 1))[row])
         memset(blend, 0, sizeof(float) * m.head_dim)
         for i in range(join.slots):
-            part = first + i * slot_floats(m)
+            part = first + i * slot_floats(s)
             factor = expf((part + most_rows * (dim + 1))[row] - largest)
             total += factor * (part + most_rows * dim)[row]
             for d in range(m.head_dim):

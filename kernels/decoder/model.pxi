@@ -17,6 +17,7 @@ cdef struct Layer:
 cdef struct Model:
     ptrdiff_t dim, heads, kv_heads, head_dim, hidden, vocab, layers
     bint shared  # every thread may run all of a layer's maps on tokens of its own
+    bint has_rows  # of any map in a layer the weights lie as rows
     int activation
     float attention_scale, attention_softcap, logit_softcap, embedding_scale
     Matrix embedding
@@ -42,6 +43,20 @@ cdef Layer layer_of(layer) except *:
 
 cdef enum:
     SHARED_BYTES = 33554432  # of a layer's weights at most, where every thread reads them all: a shared cache holds them
+
+
+cdef bint has_rows(const Model *m) noexcept nogil:
+    """Whether any of the layers' weights lies as rows."""
+    cdef const Linear *maps[7]
+    cdef const Layer *l
+    cdef ptrdiff_t i, map
+    for i in range(m.layers):
+        l = &m.layer[i]
+        maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6] = &l.q, &l.k, &l.v, &l.output, &l.up, &l.down, &l.gate
+        for map in range(7 if l.gated else 6):
+            if not in_blocks(&maps[map].weight):
+                return True
+    return False
 
 
 cdef bint can_be_shared(const Model *m) noexcept nogil:

@@ -59,6 +59,7 @@ cdef class Decoder:
         m.final_norm = norm_of(spec.final_norm)
         for i in range(m.layers):
             m.layer[i] = layer_of(spec.layers[i])
+        m.has_rows = has_rows(m)
         m.shared = can_be_shared(m)
 
     def __dealloc__(self):
@@ -141,6 +142,9 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
     cdef ptrdiff_t most_slots = 0, rows = max(s.tokens, wanted_count), bytes, group, last = m.layer[m.layers - 1].group, i
     cdef char *memory
     bytes = buffer_bytes(m, rows)
+    s.slot_rows = most_written(s, s.starts)
+    if s.kept_starts != NULL:
+        s.slot_rows = max(s.slot_rows, most_written(s, s.kept_starts))
     for i in range(m.layers):
         windows[m.layer[i].group] = m.layer[i].window
     for group in range(MAX_GROUPS):
@@ -154,9 +158,9 @@ cdef int prepare(Step *s, ptrdiff_t wanted_count) except -1 nogil:
         bytes += plan_bytes(&s.kept_attend)
         most_slots = max(most_slots, s.kept_attend.slot_count)
     s.block_tokens = block_tokens_of(s)
-    memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(m)))
+    memory = <char *>pool_shared(bytes + lines(most_slots * slot_floats(s)))
     carve_buffers(s, &memory, rows)
-    s.partials = take_floats(&memory, most_slots * slot_floats(m))
+    s.partials = take_floats(&memory, most_slots * slot_floats(s))
     for group in range(MAX_GROUPS):
         if s.pages[group].keys == NULL:
             continue
@@ -274,7 +278,7 @@ cdef int run_head(Step *s, const int64_t *wanted, ptrdiff_t count, float *logits
     maps[0], i = &m.head, 0
     while i < count:
         outs[0], stop = logits + i * m.vocab, wanted_alike(s, wanted, count, i)
-        s.bench.few = stop - i <= FEW_TOKENS
+        s.bench.few, s.bench.read = stop - i <= FEW_TOKENS, False
         project(&s.bench, s.normed + i * m.dim, stop - i, m.dim, maps, outs, 1, LINEAR_STORE, 0, HEAD_OUTLIER)
         i = stop
     if m.logit_softcap > 0:

@@ -23,6 +23,7 @@ cdef struct Bench:
     void *quantized
     bint tiles  # x of packed weights is rounded to bfloat16 and multiplied by AMX, instead of to 8 bits
     bint few  # x has FEW_TOKENS rows at most, each of which comes out as it would alone
+    bint read  # x is of a text that comes out the same however it is cut
 
 
 cdef inline ptrdiff_t blocks_of(ptrdiff_t rows) noexcept nogil:
@@ -56,7 +57,7 @@ cdef inline void carve_bench(Bench *bench, char **memory, ptrdiff_t tokens, ptrd
     bench.wide, bench.other = take_floats(memory, tokens * hidden), take_floats(memory, tokens * hidden)
     bench.pairs = take_floats(memory, tokens * halved(widest))
     bench.quantized = take_floats(memory, (quantized_most(tokens, widest) + 3) // 4)
-    bench.tiles, bench.few = False, False
+    bench.tiles, bench.few, bench.read = False, False, False
 
 
 # ---- from specs ----
@@ -215,7 +216,7 @@ cdef inline RowsTask rows_task(const Bench *bench, const float *x, ptrdiff_t row
     """A map of weights that lie as rows or as panels of them; x in pairs is in bench.pairs already."""
     cdef RowsTask dense
     memset(&dense, 0, sizeof(dense))
-    dense.x, dense.pairs, dense.few = x, bench.pairs, bench.few
+    dense.x, dense.pairs, dense.few, dense.read = x, bench.pairs, bench.few, bench.read
     dense.weight, dense.panels, dense.bfloat16 = linear.weight.rows, linear.weight.panels, linear.weight.bfloat16
     dense.bias, dense.out, dense.tokens, dense.inputs, dense.outputs = linear.bias, out, rows, width, linear.weight.outputs
     dense.mode, dense.activation = mode, activation

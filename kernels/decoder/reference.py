@@ -35,7 +35,7 @@ class Decoder:
         window that has passed it may have. wanted: int64 [n], tokens of ids; logits: float32 [n, vocab] (or None) and
         hidden: float32 [n, dim] (or None), after the final norm, receive theirs. written: uint8 [sequences] or None, for
         native code, whose sums' order it decides: 1 where at most FEW_TOKENS tokens (spec.py) are being written, 0 where a
-        text is read (None: few tokens are being written, many are read).
+        text is read (None: so few tokens are being written, more are read).
         """
         spec = self.spec
         if len(ids) == 0:

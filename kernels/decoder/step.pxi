@@ -41,6 +41,7 @@ cdef struct Step:
     ptrdiff_t block_tokens  # of a block that one thread takes from attention to attention; all of them: threads share each map
     # attention's work, of each group of layers (attention.pxi)
     AttendPlan attend[MAX_GROUPS]
+    ptrdiff_t slot_rows  # of queries that a task of few has at most (most_written)
     float *partials
     const Layer *layer  # the one at work
     # what the last layer goes on with behind keys and values: of each sequence its first wanted token and all after it
@@ -113,27 +114,27 @@ cdef inline bint is_written(const uint8_t *written, const int64_t *starts, ptrdi
     return starts[sequence + 1] - starts[sequence] <= FEW_TOKENS and (written == NULL or written[sequence])
 
 
-cdef inline bint is_long(const Step *s, ptrdiff_t t) noexcept nogil:
-    """Whether token t is multiplied by tiles: its own sequence decides it, whatever else is in the batch."""
+cdef inline bint is_apart(const Step *s, ptrdiff_t t) noexcept nogil:
+    """Whether token t is one of many that are read, where those are multiplied otherwise (by tiles, or weights that lie as rows): its
+    own sequence decides it, whatever else is in the batch."""
     cdef ptrdiff_t sequence = s.sequence_of[t]
     if s.written != NULL:
-        return AMX and not is_written(s.written, s.starts, sequence)
+        return (AMX or s.model.has_rows) and not is_written(s.written, s.starts, sequence)
     return is_for_tiles(s.starts[sequence + 1] - s.starts[sequence])
 
 
 cdef int by_length(Step *s, int (*part)(Step *s, const Layer *layer) except -1 nogil, const Layer *layer) except -1 nogil:
     """A part of the layer for runs of tokens that are multiplied alike."""
     cdef Step run
-    cdef ptrdiff_t first = 0, stop, t
-    cdef bint tiles
+    cdef ptrdiff_t first = 0, stop
+    cdef bint apart
     while first < s.tokens:
-        stop, tiles = first + 1, is_long(s, first)
-        while stop < s.tokens and is_long(s, stop) == tiles:
+        stop, apart = first + 1, is_apart(s, first)
+        while stop < s.tokens and is_apart(s, stop) == apart:
             stop += 1
         run = tokens_of(s, first, stop - first)
-        run.bench.tiles, run.bench.few = tiles, stop - first <= FEW_TOKENS
-        for t in range(first, stop if run.bench.few else first):
-            run.bench.few = run.bench.few and is_written(s.written, s.starts, s.sequence_of[t])
+        run.bench.tiles, run.bench.read = AMX and apart, apart and s.written != NULL
+        run.bench.few = not apart and stop - first <= FEW_TOKENS
         part(&run, layer)
         first = stop
     return 0

@@ -20,6 +20,7 @@ cdef struct RowsTask:
     const float *panels  # the same as gemm's panels, or NULL
     bint bfloat16
     bint few  # FEW_TOKENS rows at most, each to come out as it would alone
+    bint read  # rows of a text, to come out the same however it is cut
     const float *bias
     float *out  # [tokens, outputs]
     ptrdiff_t tokens, inputs, outputs
@@ -35,7 +36,7 @@ cdef int linear_rows(RowsTask *op) except -1 nogil:
         op.pairs if op.bfloat16 else op.x, op.weight, True, op.bias, op.activation if op.mode == LINEAR_ACTIVATE else 0, op.out,
         op.tokens, depth, op.outputs,
     )
-    g.as_many = op.panels == NULL  # a text is read to the same bits however it is cut
+    g.as_many = op.read
     g.accumulate, g.pairs, g.packed_b, g.packed_panel = op.mode == LINEAR_ADD, op.bfloat16, op.panels, depth * TILE_COLUMNS
     if op.out_pairs != NULL:
         g.out, g.out_row, g.stores_pairs = op.out_pairs, halved(op.outputs), True

@@ -35,7 +35,7 @@ def physical_cores(processors: set[int], root: Path = Path("/sys/devices/system/
     siblings = set()
     for processor in processors:
         path = root / f"cpu{processor}" / "topology" / "thread_siblings_list"
-        siblings.add(path.read_text().strip() if path.exists() else f"alone:{processor}")
+        siblings.add(text_of(path).strip() or f"alone:{processor}")
     return len(siblings)
 
 
@@ -49,7 +49,10 @@ def cgroup_values(controller: str, read_v2: Reader, read_v1: Reader, proc: Path,
     each of their limits binds."""
     values: list[float] = []
     for line in text_of(proc).splitlines():
-        _, controllers, path = line.split(":", 2)
+        fields = line.split(":", 2)
+        if len(fields) < 3:
+            continue
+        _, controllers, path = fields
         if controllers == "":
             values += _values_upwards(root, path, read_v2)
         elif controller in controllers.split(","):

@@ -277,6 +277,14 @@ def test_no_cgroup_sets_no_limit(tmp_path):
     assert limits.cgroup_quota(tmp_path / "absent", tmp_path) is None
 
 
+def test_what_is_unreadable_or_short_sets_no_limit(tmp_path):
+    (tmp_path / "cgroup").write_text("\n0\n1:cpu\n0::/\n")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert limits.cgroup_quota(tmp_path / "cgroup", tmp_path) == 1.5
+    (tmp_path / "cpu0" / "topology" / "thread_siblings_list").mkdir(parents=True)  # no one reads a folder as a file
+    assert limits.physical_cores({0, 1}, tmp_path) == 2
+
+
 def test_physical_cores_count_hyper_threads_once(tmp_path):
     for processor, siblings in {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}.items():
         folder = tmp_path / f"cpu{processor}" / "topology"
