@@ -12,7 +12,7 @@ from fastmixer import __version__
 from fastmixer.kernels.cpu import processor_name, runnable_levels
 from fastmixer.kernels.levels import level_for
 from fastmixer.kernels.peak import measured_bandwidth, measured_peak_flops
-from fastmixer.kernels.select import implementation
+from fastmixer.kernels.select import forced_kernels, implementation
 from fastmixer.kernels.threads import get_threads
 from fastmixer.kernels.threads.limits import allowed_processors, cgroup_quota, physical_cores
 
@@ -69,8 +69,11 @@ def show_config(measure: bool = True) -> None:
 
 def _why(op: str, chosen: str) -> str:
     """Why this implementation of an op runs, as kernels/select.py decides."""
+    inside, levels = forced_kernels(), runnable_levels()
     forced = next((name for name in ("FASTMIXER_KERNELS", "FASTMIXER_ISA") if _forces(name)), None)
-    levels = runnable_levels()
+    if inside is not None:
+        level = inside.removeprefix("native-")
+        return "forced by use_kernels" + ("" if chosen in (inside, level) else f" ({level} adds nothing to it)")
     if chosen in ("jit", "reference"):
         return f"forced by {forced}" if forced else "no native kernel was built that this processor runs"
     level, wanted = chosen.removeprefix("native-"), os.environ.get("FASTMIXER_ISA") or levels[0]

@@ -51,7 +51,7 @@ def load(
     check_choice("load", "cache", cache, tuple(DTYPES))
     if cache_tokens is not None:
         check_integer("load", "cache_tokens", cache_tokens, at_least=PAGE)
-    path_or_name = place_of(path_or_name)
+    path_or_name = place_of("load", "path_or_name", path_or_name)
     kept = cache_folder(packed_cache)
     folder = vectors_folder(path_or_name, offline, revision)
     if folder is not None:
@@ -71,14 +71,15 @@ def load(
     )
 
 
-def place_of(path_or_name: Any) -> str | Path:
-    """A model's path or name as it was meant: ~ is a home. TypeError or ValueError for what is neither."""
+def place_of(owner: str, name: str, path_or_name: Any) -> str | Path:
+    """A model's path or name as it was meant: ~ is a home. TypeError or ValueError for what is neither; owner, name: whose
+    argument it is and what that is called, as errors say."""
     if not isinstance(path_or_name, str | os.PathLike):
         kind = type(path_or_name).__name__
-        raise TypeError(f"load: path_or_name must be a string or a path; got {kind}")
+        raise TypeError(f"{owner}: {name} must be a string or a path; got {kind}")
     text = os.fspath(path_or_name)
     if not text or not isinstance(text, str):
-        raise ValueError(f"load: path_or_name must name a .gguf file, a model's folder, or org/name; got {text!r}")
+        raise ValueError(f"{owner}: {name} must name a .gguf file, a model's folder, or org/name; got {text!r}")
     path = Path(text)
     if text.startswith("~") and not path.exists():
         text = os.path.expanduser(text)

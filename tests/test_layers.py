@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "progress": set(),
     "quickstart": {"chart", "train", "model", "weights", "text", "data", "ops", "kernels"},
     "cli": {
+        "memory",
         "opening",
         "embed",
         "generate",

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from random_models import random_source
 
+from fastmixer.cli.main import main
 from fastmixer.opening import load
 from fastmixer.weights.convert import convert
 
@@ -27,6 +29,12 @@ def path(tmp_path_factory):
 def test_what_names_no_model(place, error, text):
     with pytest.raises(error, match=f"^{re.escape(text)}$"):
         load(place)
+
+
+def test_errors_name_whose_argument_it_is(tmp_path):
+    for command in (["info", ""], ["convert", "", str(tmp_path / "m.gguf")]):
+        said = CliRunner().invoke(main, command).output
+        assert said == f"Error: {command[0]}: MODEL must name a .gguf file, a model's folder, or org/name; got ''\n"
 
 
 def test_a_tilde_is_the_home(path, monkeypatch):

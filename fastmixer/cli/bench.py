@@ -94,6 +94,7 @@ def _check_options(context: click.Context, mode: "Mode") -> None:
             continue
         if name not in (*mode.options, mode.flag):
             others = [other.title for other in MODES.values() if name in other.options]
+            others += ["`bench step`" for other in MODES.values() if name == other.flag]
             told = f"; it is of {' and of '.join(others)}" if others else ""
             raise click.UsageError(f"{flag} is not of {mode.title}{told}")
         if name in WRITTEN and not context.params[name].parent.is_dir():

@@ -161,7 +161,8 @@ class Talk:
         """Why the last answer ended before its end."""
         if self._details.prompt_tokens + len(self._details.tokens) > self.model.context:
             return f"(cut: the context of {self.model.context:,} tokens is full)"
-        return f"(cut after {len(self._details.tokens):,} tokens; -n allows more)"
+        count = len(self._details.tokens)
+        return f"(cut after {count:,} {'token' if count == 1 else 'tokens'}; -n allows more)"
 
     def advice(self, error: Exception) -> str:
         """An error, and where the conversation has become too long what to do."""

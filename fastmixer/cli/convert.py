@@ -38,7 +38,7 @@ def convert(model: str, target: Path, type_name: str | None, context: int | None
     from fastmixer.weights.convert import convert as write
     from fastmixer.weights.source import open_source
 
-    source = open_source(place_of(model), context=context, offline=offline or None)
+    source = open_source(place_of("convert", "MODEL", model), context=context, offline=offline or None)
     with LateBar(_bytes(source, type_name), shown=options.at_terminal(), desc="writing", unit="B", unit_scale=True) as bar:
         path = write(source, target, type_name, bar.update)
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]

@@ -16,9 +16,9 @@ import click
 
 from fastmixer.cli import options
 
-TERMINATED = 128 + signal.SIGTERM  # the exit status, as shells have it
+ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 KEPT = 1 << 14  # numbers of lines that were read last: more than texts are read ahead of the encoder
-TEXT = re.compile(r"\btexts\[(\d+)\]")
+TEXT = re.compile(r"^(\w+: (?:character \d+ of )?)texts\[(\d+)\]")  # as errors and warnings begin
 
 
 @click.command("embed")
@@ -108,23 +108,31 @@ class _Lines:
             except (TypeError, ValueError) as error:
                 if (told := self._told(error)) == str(error):
                     raise
-                raise type(error)(told) from error
+                raise (TypeError if isinstance(error, TypeError) else ValueError)(told) from error
 
     def _told(self, message: Any) -> str:
         def place(found: re.Match[str]) -> str:
-            return f"{self._file.name}, line {self._numbers[int(found[1]) - self._count]}"
+            index = int(found[2]) - self._count  # from the end of those that were read
+            if not -len(self._numbers) <= index < 0:
+                return found[0]
+            return f"{found[1]}{self._file.name}, line {self._numbers[index]}"
 
         return TEXT.sub(place, str(message))
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the command as an error does, so that no half of a file stays behind."""
+    """SIGTERM and SIGHUP end the command as an error does, so that no half of a file stays behind. What is ignored stays so
+    (nohup)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    before = {}
+    for number in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+        if signal.getsignal(number) not in (None, signal.SIG_IGN):  # None is a handler that Python could not put back
+            before[number] = signal.signal(number, lambda number, frame: sys.exit(options.exit_status(number)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

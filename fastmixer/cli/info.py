@@ -49,7 +49,7 @@ def info(
     from fastmixer.weights.hf_folder import open_folder
     from fastmixer.weights.source import open_source
 
-    model = str(place_of(model))
+    model = str(place_of("info", "MODEL", model))
     folder = vectors_folder(model, offline or None, None)
     if folder is not None and is_encoder_folder(folder):
         _show_encoder(open_encoder(folder, name=None if Path(model).exists() else model), list_tensors, as_json)
@@ -84,10 +84,10 @@ def _print(lines: list[tuple[str, str]], tensors: list[dict[str, Any]]) -> None:
 
 
 def _report(source: "ModelSource", weights: str, cache: str) -> dict[str, Any]:
-    from fastmixer.generate.memory import available_memory
     from fastmixer.generate.pages import sequence_bytes
     from fastmixer.generate.scheduler import CHUNK
     from fastmixer.kernels.decoder.pages import DTYPES
+    from fastmixer.memory import available_memory
     from fastmixer.model.plan import plan
     from fastmixer.ops.checks import check_choice
 

@@ -10,6 +10,7 @@ from typing import TextIO
 import click
 
 from fastmixer import __version__
+from fastmixer.cli import options
 
 COMMANDS = (
     "quickstart", "train", "train-embedder", "generate", "chat", "info", "convert", "perplexity", "embed", "search",
@@ -59,9 +60,7 @@ def _show_warning(
 
 def _visible(message: object) -> str:
     """What was said, maybe with a stranger's words in it: nothing that a terminal would act on but a line's end."""
-    from fastmixer.text.pieces import printable
-
-    return "\n".join(printable(line) for line in str(message).split("\n"))
+    return "\n".join(options.visible(line) for line in str(message).split("\n"))
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

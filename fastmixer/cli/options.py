@@ -110,7 +110,7 @@ sampling = _several(
     click.option("--stop-token", type=int, multiple=True, help="End at this id (default: none; several times)."),
     click.option("--ignore-eos", is_flag=True, default=None, help="Write on after the model has ended its text."),
     click.option(
-        "--speculative", type=int, help="Guess so many tokens from the text so far (default: 0; the same text)."
+        "--speculative", type=int, help="Guess so many tokens, at most 15, from the text so far (default: 0; the same text)."
     ),
     click.option("--deterministic", is_flag=True, default=None, help="Bits that do not depend on other requests."),
 )
@@ -147,7 +147,8 @@ def load_language_model(
 
 pooling = click.option(
     "--pooling",
-    help="How a language model's tokens become one vector: last, mean, max or cls (default: as the model's folder says).",
+    help="How a language model's tokens become one vector: mean, cls, max, last, weightedmean or mean_sqrt_len (default: as "
+    "the model's folder says).",
 )
 prompts = _several(
     click.option("--prompt", help="What is put before each text (default: the model's prompt for it, see above)."),

@@ -1,13 +1,17 @@
 """`fastmixer train-embedder`: pairs of texts and an encoder in, a better encoder out. Knows only how to ask and to print."""
 
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmixer.cli import options
 from fastmixer.cli.options import exit_status
+
+if TYPE_CHECKING:
+    from fastmixer.train.embedder import EmbedderResult
 
 
 @click.command("train-embedder")
@@ -26,8 +30,8 @@ from fastmixer.cli.options import exit_status
 @click.option("--scale", type=float, default=20.0, show_default=True, help="Of cosines before the softmax.")
 @click.option("--symmetric", is_flag=True, help="Also look for the anchor of each positive.")
 @click.option("--max-length", type=int, help="Tokens of a text (default: the model's limit).")
-@click.option("--anchor-prompt", help="What stands before anchors (default: the model's default prompt, if any).")
-@click.option("--text-prompt", help="What stands before positives and negatives (default: as above).")
+@click.option("--anchor-prompt", help="What stands before anchors (default: the model's for queries, or its default).")
+@click.option("--text-prompt", help="What stands before positives and negatives (default: as above, for documents).")
 @click.option("--fields", help="Names of the lines' fields, two or three (default: anchor,positive,negative).")
 @click.option("--freeze-embeddings", is_flag=True, help="Leave embeddings of tokens and positions as they are.")
 @click.option("--precision", default="float32", show_default=True, help="Of products: float32 or bfloat16.")
@@ -53,8 +57,8 @@ def train_embedder(
     PAIRS is a .jsonl file, one pair a line: {"anchor": "...", "positive": "..."}, or "query" and "text"; "negative" may
     add a text (or a list) that looks alike and does not belong. Every other text of a batch counts as a negative too.
     Models of the BERT family (MiniLM, BGE, E5, GTE-small), DistilBERT, RoBERTa, XLM-R, MPNet and ModernBERT. --out is a
-    folder for sentence-transformers and for `fastmixer embed`, which finds the two prompts there. Ctrl-C finishes the step
-    and saves; a second one ends at once, with nothing written.
+    folder for sentence-transformers and for `fastmixer embed`, which finds the two prompts there. Ctrl-C (SIGTERM,
+    SIGHUP) finishes the step and saves; a second Ctrl-C ends at once, with nothing written.
 
     \b
     Examples:
@@ -78,14 +82,20 @@ def train_embedder(
         f"{trainer.steps:,} steps of {trainer.batch} pairs"
     )
     result = trainer.fit()
+    is_interrupted = result.reason == "interrupted"
+    with suppress(OSError) if is_interrupted else nullcontext():  # of SIGHUP: the terminal may be gone
+        _tell(result, out)
+    if is_interrupted:
+        sys.exit(exit_status(result.signal))
+
+
+def _tell(result: "EmbedderResult", out: Path) -> None:
     if not result.saved:
         click.echo("interrupted before the first step was done: nothing was written")
-        sys.exit(exit_status(result.signal))
+        return
     click.echo(
         f"{result.reason} at step {result.steps}: loss {result.losses[-1]:.3f}, {result.pairs_per_second:,.0f} pairs/s"
     )
     if result.before is not None and result.after is not None:
         click.echo(f"top-1 accuracy {result.before.accuracy:.1%} -> {result.after.accuracy:.1%}")
     click.echo(f"saved in {out}")
-    if result.reason == "interrupted":
-        sys.exit(exit_status(result.signal))

@@ -30,7 +30,7 @@ from fastmixer.progress import PROGRESS_AFTER, LateBar
 from fastmixer.text.files import lone_surrogate
 from fastmixer.text.tokenizer import Tokenizer
 from fastmixer.weights.encoder_folder import is_encoder_folder, is_sentence_folder, open_encoder
-from fastmixer.weights.encoder_recipe import SentenceRecipe, read_recipe, transformer_folder
+from fastmixer.weights.encoder_recipe import PROMPTS_FOR, SentenceRecipe, read_recipe, transformer_folder
 from fastmixer.weights.hf_folder import open_folder
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 4096  # of one call of the encoder
 WINDOW = 2048  # texts tokenized at once
 DTYPES = ("float32", "float16")
-# Names of the prompts for queries and for what they look for, the first that a model has counts: as sentence-transformers'
-# encode_query and encode_document.
-PROMPTS_FOR = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class SentenceModel:
         """What embed(texts, prompt=...) should put before texts of one use: "query" or "document" (what queries look for).
         The model's own prompt for it; "" where it has none, even if it has a default prompt."""
         check_choice("prompt_for", "use", use, tuple(PROMPTS_FOR))
-        return next((self.prompts[name] for name in PROMPTS_FOR[use] if name in self.prompts), "")
+        return self.recipe.prompt_for(use) or ""
 
     def require_vectors(self, op: str) -> None:
         """ValueError, of this op, unless the model makes vectors."""
@@ -377,7 +374,10 @@ def load_sentence_model(
     return model
 
 
-def _reopen(place: str | Path, weights: str, options: dict[str, Any]) -> SentenceModel:
+def _reopen(place: str | Path, weights: str, options: Any, *more: Any) -> SentenceModel:
+    """options: a dictionary; of pickles of an earlier form they stand one after another, the context first."""
+    if not isinstance(options, dict):
+        options = dict(zip(("context", "offline", "revision", "name"), (options, *more), strict=False))
     return load_sentence_model(place, weights, progress=False, **options)
 
 

@@ -179,7 +179,8 @@ class LanguageModel:
 
     def embedder(self, pooling: str) -> "SentenceModel":
         """A model of vectors over these weights. pooling: "last" (of causal models the one token that has seen the whole
-        text), "mean", "max" or "cls" (the first token). Models trained to write give middling vectors."""
+        text), "mean", "max", "cls" (the first token), "weightedmean" (the n-th token counts n times) or "mean_sqrt_len" (a
+        sum over the root of its length). Models trained to write give middling vectors."""
         from fastmixer.embed.sentence_model import sentence_model_of
         from fastmixer.weights.encoder_recipe import POOLINGS
 

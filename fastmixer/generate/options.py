@@ -28,13 +28,15 @@ class Options:
     presence_penalty, frequency_penalty: subtracted from the logits of ids written so far, once, and once for each time.
     logit_bias: added to the logits of these ids or pieces of text; -inf rules one out. seed: the same one draws the same
     tokens (None: a new one). stop: strings that end the text, and ids that do; neither is part of it. The text of a
-    special token ("<|im_end|>", say), which no text shows, stands for its id too. ignore_eos: write on after the model
-    has ended its text. logprobs: the log-probability of each token, and of the so many likeliest in its place (None: none
-    at all). n: so many samples of each prompt. speculative: so many tokens (at most 15) are guessed from what stands
-    earlier in the text and checked in one step; what is written stays the same. deterministic: each number is bit for bit
-    independent of what else is being written, and of what was before: nothing is reused, so that the same seed draws the
-    same tokens always (otherwise as long as rounding does not decide: keys and values of a text that was written are not,
-    to the last bit, those of the same text when it is read).
+    special token ("<|im_end|>", say) stands for its id too; it must be the whole string, as special tokens never come as
+    text together with others. ignore_eos: write on after the model has ended its text. logprobs: the log-probability of
+    each token, and of the so many likeliest in its place (None: none at all). n: so many samples of each prompt.
+    speculative: so many tokens (above 15 it counts as 15) are guessed from what stands earlier in the text and checked in
+    one step; what is written stays the same. deterministic: each number is bit for bit independent of what else is being
+    written, and of what was before: nothing is reused, so that the same seed draws the same tokens always (otherwise as
+    long as rounding does not decide: keys and values of a text that was written are not, to the last bit, those of the
+    same text when it is read; and over weights in float32 or bfloat16, where more than 16 tokens of all sequences together
+    are written in one step, sums are made in another order).
     """
 
     max_new_tokens: int = 64
@@ -159,16 +161,18 @@ def _id_of(token: int | str, tokenizer: "Tokenizer | None", vocab: int) -> int:
 
 def with_stop_ids(options: Options, tokenizer: "Tokenizer | None", vocab: int) -> Options:
     """options whose stops that are special tokens' texts name their ids too: decoded text leaves those tokens out (the same
-    text in letters still stops). ValueError names a stop that can never come: a token that there is not, or a text that
-    holds a special token besides other text."""
-    special = {} if tokenizer is None else tokenizer.special_texts
+    text in letters still stops). Those from vocab on, which the model has no rows for, are letters only. ValueError names a
+    stop that can never come: a token that there is not, or a text that holds a special token among others (special tokens
+    never come as text together with others)."""
+    texts = {} if tokenizer is None else tokenizer.special_texts
+    special = {text: token for text, token in texts.items() if token < vocab}
     ids = [special[stop] for stop in options.stop_texts if stop in special]
     for stop in options.stop_texts:
         within = next((text for text in special if text and text in stop), None)
         if within is not None and stop not in special:
             raise ValueError(
-                f"generate: stop {stop!r} holds the special token {within!r}, which decoded text leaves out; "
-                "give that token alone"
+                f"generate: stop {stop!r} holds the special token {within!r} among other text, but special tokens never "
+                "come as text together with others; give that token alone"
             )
     for token in sorted({*options.stop_ids, *ids}):
         if token >= vocab:

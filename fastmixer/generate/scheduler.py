@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmixer.generate.memory import available_memory, require_memory
+from fastmixer.generate.memory import require_memory
 from fastmixer.generate.options import Options, PromptTooLong, bias_arrays, with_stop_ids
 from fastmixer.generate.pages import Block, PagePool, bytes_of_pages, cache_pages, most_pages
 from fastmixer.generate.sampler import Sampler, choose, token_logprob
 from fastmixer.generate.sequence import Sequence
 from fastmixer.generate.text_so_far import TextSoFar
 from fastmixer.kernels.decoder.pages import PAGE
+from fastmixer.memory import available_memory
 from fastmixer.ops.checks import check_id_range, check_integer
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class Scheduler:
         self.vocab = min(decoder.config.vocab, tokenizer.vocab_size) if tokenizer else decoder.config.vocab
         self._has_all_pieces = self.vocab == decoder.config.vocab
         self._end_ids = tokenizer.end_ids if tokenizer else frozenset()
-        sizes = self._sizes(self.cache_tokens)
+        sizes = cache_pages(decoder, self.cache_tokens, self.chunk)
         require_memory(
             f"a cache of {self.cache_tokens} tokens in {cache_dtype}",
-            self._bytes(sizes),
+            bytes_of_pages(decoder, sizes, cache_dtype),
             "ask for a smaller context, fewer cache_tokens or a smaller cache_dtype",
         )
         self.pool = PagePool(sizes, decoder.windows)
@@ -171,7 +172,7 @@ class Scheduler:
     @property
     def cache_bytes(self) -> int:
         """Memory of keys and values when all pages are in use."""
-        return self._bytes(self.pool.sizes)
+        return bytes_of_pages(self.decoder, self.pool.sizes, self.cache_dtype)
 
     # ---- whose turn it is ----
 
@@ -427,12 +428,9 @@ class Scheduler:
         available = available_memory()
         contexts = CACHE_CONTEXTS
         if available is not None:
-            while contexts > 1 and self._bytes(self._sizes(contexts * context)) > available * CACHE_SHARE:
+            while contexts > 1:
+                sizes = cache_pages(self.decoder, contexts * context, self.chunk)
+                if bytes_of_pages(self.decoder, sizes, self.cache_dtype) <= available * CACHE_SHARE:
+                    break
                 contexts -= 1
         return -(-contexts * context // PAGE) * PAGE
-
-    def _sizes(self, tokens: int) -> tuple[int, ...]:
-        return cache_pages(self.decoder, tokens, self.chunk)
-
-    def _bytes(self, sizes: tuple[int, ...]) -> int:
-        return bytes_of_pages(self.decoder, sizes, self.cache_dtype)

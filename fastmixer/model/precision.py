@@ -2,10 +2,9 @@
 
 import warnings
 
+from fastmixer.ops.attention import PRECISIONS
 from fastmixer.ops.bfloat16 import is_fast
 from fastmixer.ops.checks import check_choice
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 def usable_precision(owner: str, precision: str, force: bool) -> str:

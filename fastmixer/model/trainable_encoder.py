@@ -15,7 +15,6 @@ from fastmixer.model.block import Rotary
 from fastmixer.model.encoder_block import LAYERS, EncoderActivations, EncoderGradients, EncoderLayer, Packing, norm_of
 from fastmixer.model.encoder_config import EncoderConfig, encoder_shapes
 from fastmixer.model.parameters import Parameters
-from fastmixer.model.precision import PRECISIONS as PRECISIONS
 from fastmixer.model.precision import usable_precision
 from fastmixer.model.relative import relative_table, relative_table_backward
 from fastmixer.ops.checks import check_number

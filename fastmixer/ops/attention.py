@@ -20,7 +20,7 @@ from fastmixer.ops.checks import (
 from fastmixer.ops.dropout import check_dropout
 
 MAX_HEAD_DIM = 256
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")  # of products, in all that multiplies more than this op too
 
 
 class _Checked(NamedTuple):
@@ -111,7 +111,7 @@ def attention(
     which sees itself only (key_starts = query_starts if None). key_counts: int64 [batch]: only so many of each batch
     element's keys are there (a cache that is not full). A query that sees no key gets zeros.
     precision "bfloat16": what the products multiply (q, k, v and the weights) is rounded to bfloat16 on its way; sums and
-    softmax stay float32. out shares no memory with q, k and v.
+    softmax stay float32. out shares no memory with q, k, v and bias.
     With return_saved also gives log_sum_exp: float32 [batch, heads, queries], which attention_backward wants.
     Raises TypeError or ValueError. Sources: Vaswani et al. 2017 (arXiv 1706.03762); online softmax, Milakov and
     Gimelshein 2018 (arXiv 1805.02867); tiles, Dao et al. 2022 (arXiv 2205.14135).
@@ -125,7 +125,7 @@ def attention(
     if out is None:
         out = np.empty(checked.q.shape, checked.q.dtype)
     out = arrays.check_output("out", out, axes, contiguous=False)
-    require_apart("attention", "out", out, q=checked.q, k=checked.k, v=checked.v)
+    require_apart("attention", "out", out, q=checked.q, k=checked.k, v=checked.v, bias=bias)
     log_sum_exp = np.empty(out.shape[:3], checked.q.dtype)
     if _leaves_gaps(checked):
         out[...], log_sum_exp[...] = 0, -np.inf
@@ -183,7 +183,10 @@ def attention_backward(
         d_bias = arrays.check_output("d_bias", d_bias, "heads distances")
     require_all_apart(
         "attention_backward", {"d_q": gradients[0], "d_k": gradients[1], "d_v": gradients[2], "d_bias": d_bias},
-        {"d_out": d_out, "q": checked.q, "k": checked.k, "v": checked.v, "out": out, "log_sum_exp": log_sum_exp},
+        {
+            "d_out": d_out, "q": checked.q, "k": checked.k, "v": checked.v, "out": out, "log_sum_exp": log_sum_exp,
+            "bias": bias,
+        },
     )  # fmt: skip
     if checked.q.size == 0 or checked.k.size == 0 or _leaves_gaps(checked):
         for gradient in gradients:

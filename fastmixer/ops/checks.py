@@ -94,7 +94,7 @@ class Arrays:
         if names is not None:
             self._bind(name, value, names, dtype="integer")
         if value.dtype.kind == "u":  # of 64 bits the largest would become negative
-            check_id_range(self.op, name, value, limit)
+            check_id_range(self.op, name, value, limit, ignore)
         ids = np.ascontiguousarray(value, dtype=np.int64).reshape(value.shape)
         check_id_range(self.op, name, ids, limit, ignore)
         return ids
@@ -134,10 +134,10 @@ def _is_strided(value: np.ndarray) -> bool:
     return value.size == 0 or value.strides[-1] == value.itemsize
 
 
-def leading_axes(x: Any, last: str) -> str:
-    """Axis names for an array [..., last] with as many axes as x: the leading ones are numbered."""
-    leading = x.ndim - 1 if isinstance(x, np.ndarray) else 0  # what is no array is refused by its check
-    return " ".join([*(f"axis_{i}" for i in range(leading)), last])
+def leading_axes(x: Any, *last: str) -> str:
+    """Axis names for an array [..., *last] with as many axes as x: the leading ones are numbered."""
+    leading = x.ndim - len(last) if isinstance(x, np.ndarray) else 0  # what is no array is refused by its check
+    return " ".join([*(f"axis_{i}" for i in range(leading)), *last])
 
 
 def as_rows(x: Any) -> Any:

@@ -59,8 +59,11 @@ def head_loss(
         logits = np.empty((min(chunk, len(x)), vocab), x.dtype)
     elif not len(arrays.check_output("logits", logits, "rows vocab")):
         raise ValueError(f"head_loss: logits must have at least one row; got {logits.shape}")
-    written, read = {"d_x": d_x, "d_weight": d_weight, "logits": logits}, {"x": x, "weight": weight, "targets": targets}
-    require_all_apart("head_loss", written, read)
+    read = {"x": x, "weight": weight, "targets": targets}
+    if rounded is not None:
+        check_rounded("head_loss", "rounded", rounded, weight)
+        read.update({f"rounded.{part}": array for part, array in rounded._asdict().items()})
+    require_all_apart("head_loss", {"d_x": d_x, "d_weight": d_weight, "logits": logits}, read)
     losses = np.empty(len(x), x.dtype)
     scale = float(loss_scale) / counted
     kernel = kernels("cross_entropy")
@@ -68,7 +71,6 @@ def head_loss(
     if rounded is None:
         kernel.head_loss(x, weight, *rest)
     else:
-        check_rounded("head_loss", "rounded", rounded, weight)
         kernel.head_loss_bfloat16(x, rounded.over_columns, rounded.over_rows, *rest)
     return _mean(losses, counted)
 

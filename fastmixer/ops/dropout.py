@@ -7,7 +7,7 @@ import numpy as np
 
 from fastmixer.kernels.philox import fold_seed
 from fastmixer.kernels.select import kernels
-from fastmixer.ops.checks import Arrays, check_integer, check_number, require_same_or_apart
+from fastmixer.ops.checks import Arrays, check_integer, check_number, leading_axes, require_same_or_apart
 
 __all__ = ["check_dropout", "check_seed", "dropout", "fold_seed"]
 
@@ -23,7 +23,7 @@ def dropout(
     """
     check_number("dropout", "rate", rate, at_least=0, below=1)
     seed = check_seed("dropout", seed)
-    axes = " ".join(f"axis_{i}" for i in range(x.ndim if isinstance(x, np.ndarray) else 1))
+    axes = leading_axes(x)
     arrays = Arrays("dropout")
     x = arrays.check("x", x, axes)
     residual = arrays.check_optional("residual", residual, axes)

@@ -101,7 +101,8 @@ def _are_unit(rows: np.ndarray) -> bool:
     most_off = OFF_UNIT_HALF if rows.dtype == np.float16 else OFF_UNIT
     rows = rows.astype(np.float32) if rows.dtype == np.float16 else rows
     squares = np.einsum("nd,nd->n", rows, rows)
-    return bool(((np.abs(np.sqrt(squares) - 1) <= most_off) | (squares == 0)).all())
+    off = np.flatnonzero(~(np.abs(np.sqrt(squares) - 1) <= most_off))
+    return not (squares[off] != 0).any() and not rows[off].any()  # a tiny row's square is 0, too
 
 
 def _refuse(vectors: np.ndarray, queries: np.ndarray) -> NoReturn:

@@ -89,13 +89,13 @@ def restore_checkpoint(run: Path, model: Transformer, optimizer: AdamW) -> tuple
 
 def whole_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint and what its state.json holds, once every file is as it was written. Raises as
-    restore_checkpoint does."""
+    restore_checkpoint does; OSError as it came, which says nothing of the checkpoint."""
     checkpoints = list_checkpoints(run)
     if not checkpoints:
         raise FileNotFoundError(f"{run} has no checkpoint to resume from")
     try:
         return checkpoints[-1], _checked(checkpoints[-1])
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{error}. {way_on(run)}") from error
 
 

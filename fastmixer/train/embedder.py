@@ -19,25 +19,26 @@ from fastmixer.data.pairs import TextPair, as_pairs, read_pairs
 from fastmixer.embed.batches import longest_first
 from fastmixer.embed.pooling import pool
 from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
+from fastmixer.memory import available_memory
 from fastmixer.model.trainable_encoder import (
     EMBEDDINGS,
-    PRECISIONS,
     TrainableEncoder,
     numbers_per_token,
 )
+from fastmixer.ops.attention import PRECISIONS
 from fastmixer.ops.checks import check_choice, check_integer, check_number
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.train.contrastive import MAX_SCALE, contrastive_loss
 from fastmixer.train.dense import DenseStages, first_values
 from fastmixer.train.interrupts import Interrupts
-from fastmixer.train.memory import FLOAT, OPTIMIZER_COPIES, available_memory
+from fastmixer.train.memory import FLOAT, OPTIMIZER_COPIES
 from fastmixer.train.optimizer import AdamW
 from fastmixer.train.pair_tokens import Prompts, TokenizedPairs, batches, batches_in_epoch
 from fastmixer.train.retrieval import RetrievalScore, retrieval_score
 from fastmixer.train.schedule import SCHEDULES, learning_rate_at
 from fastmixer.train.trainer import NonFiniteError
 from fastmixer.weights.encoder_export import require_free, write_encoder_folder
-from fastmixer.weights.encoder_folder import EncoderSource, hub_name_of, open_encoder
+from fastmixer.weights.encoder_folder import EncoderSource, open_encoder
 
 BETAS = (0.9, 0.999)
 TRAINED_POOLINGS = ("mean", "cls", "max", "last")  # those that have a way back: contrastive.pool_backward
@@ -55,8 +56,9 @@ class EmbedderSettings:
     is the peak, reached after warmup steps (None: a tenth of all) and let down to 0 by schedule. dropout: part of
     activations and attention's weights. scale: of cosines before the softmax; symmetric: anchors are looked for too.
     max_length: tokens of a text (None: the model's limit). anchor_prompt, text_prompt: what stands before anchors, and
-    before positives and negatives (None: the model's default prompt, if it has one; if either is given, both are the new
-    model's prompts for queries and documents). holdout: part of the pairs kept to evaluate on.
+    before positives and negatives (None: the model's prompt for queries, and for documents; without it the default prompt,
+    if there is one). Unless both are nothing unasked, they are the new model's prompts for queries and documents. holdout:
+    part of the pairs kept to evaluate on.
     """
 
     epochs: int = 1
@@ -145,7 +147,6 @@ class EmbedderTrainer:
             raise ValueError(f"EmbedderTrainer: fields must be names, in a list or tuple; got the string {fields!r}")
         names = None if fields is None else list(fields)
         trained, held_out = self._split(_pairs(pairs, names, "pairs"), evaluation, names)
-        _require_place(model)
         self.source = open_encoder(model, offline=offline)
         _require_trainable(self.source)
         self.pooling = self.source.recipe.pooling
@@ -167,7 +168,7 @@ class EmbedderTrainer:
             freeze_embeddings=self.settings.freeze_embeddings, further=first_values(stages),
         )  # fmt: skip
         self.dense = DenseStages(stages, self.encoder.parameters) if stages else None
-        self.dim = stages[-1].weight.shape[0] if stages else self.source.config.dim
+        self.dim = self.source.recipe.vector_dim(self.source.config.dim)
         self.optimizer = AdamW(
             self.encoder.parameters, betas=BETAS, weight_decay=self.settings.weight_decay,
             clip_norm=self.settings.clip_norm,
@@ -175,7 +176,8 @@ class EmbedderTrainer:
         self._interrupted = False
 
     def fit(self) -> EmbedderResult:
-        """Train to the last step, or to Ctrl-C (which finishes the step and saves); evaluate before and after; save.
+        """Train to the last step, or to Ctrl-C, SIGTERM or SIGHUP (which finish the step and save); evaluate before and
+        after; save.
 
         Raises NonFiniteError naming the step, with nothing written; OSError if the folder cannot be written.
         """
@@ -193,14 +195,15 @@ class EmbedderTrainer:
         return result
 
     def vectors(self, pairs: TokenizedPairs, rows: np.ndarray) -> np.ndarray:
-        """float32 [texts, dim]: pooled, of any length, of texts' numbers in pairs: int64 [texts]."""
+        """float32 [texts, dim]: pooled, of any length, of texts' numbers in pairs: int64 [texts]. Of a model that keeps only
+        the first numbers of its vectors they are those; the loss is of whole ones."""
         out = np.empty((len(rows), self.dim), np.float32)
         for places in longest_first(pairs.lengths[rows], EVALUATED_TOKENS):
             if self._interrupted:
                 break
             packed = pairs.pack(rows[places])
             pooled = pool(self.encoder.infer(*packed), packed.starts, self.pooling)
-            out[places] = pooled if self.dense is None else self.dense.forward(pooled)
+            out[places] = (pooled if self.dense is None else self.dense.forward(pooled))[:, : self.dim]
         return out
 
     # ---- the loop ----
@@ -266,7 +269,7 @@ class EmbedderTrainer:
             "trained_by": "fastmixer train-embedder", "from": self.source.name, "pairs": len(self.pairs),
             "steps": result.steps, "reason": result.reason, "losses": result.losses,
             "before": result.before and result.before._asdict(), "after": result.after and result.after._asdict(),
-            "settings": asdict(self.settings),
+            "settings": asdict(self.settings), "prompts": self._prompts()._asdict(),
         }  # fmt: skip
 
     # ---- making ready ----
@@ -303,16 +306,21 @@ class EmbedderTrainer:
         return pairs, held_out
 
     def _prompts(self) -> Prompts:
+        """Those that were asked for, or the model's own for the same use, or its default one, or none."""
         recipe = self.source.recipe
         usual = recipe.prompts[recipe.default_prompt] if recipe.default_prompt is not None else ""
-        anchor, text = self.settings.anchor_prompt, self.settings.text_prompt
-        return Prompts(usual if anchor is None else anchor, usual if text is None else text)
+
+        def choose(asked: str | None, use: str) -> str:
+            return next((prompt for prompt in (asked, recipe.prompt_for(use)) if prompt is not None), usual)
+
+        return Prompts(choose(self.settings.anchor_prompt, "query"), choose(self.settings.text_prompt, "document"))
 
     def _new_prompts(self) -> dict[str, str]:
-        """What stood before texts, by the names that sentence-transformers looks for."""
-        if self.settings.anchor_prompt is None and self.settings.text_prompt is None:
+        """What stood before texts, by the names that sentence-transformers and `fastmixer embed` look for."""
+        used = self._prompts()
+        if self.settings.anchor_prompt is None and self.settings.text_prompt is None and not any(used):
             return {}
-        return dict(zip(("query", "document"), self._prompts(), strict=True))
+        return {"query": used.anchor, "document": used.text}
 
     def _tokenizer(self) -> SentenceTokenizer:
         source, asked = self.source, self.settings.max_length
@@ -341,7 +349,8 @@ class EmbedderTrainer:
             frozen = self.settings.freeze_embeddings and name.startswith(EMBEDDINGS)
             weights += FLOAT * (1 if frozen else OPTIMIZER_COPIES) * math.prod(tensor.shape)
         for stage in self.source.recipe.dense:
-            weights += FLOAT * OPTIMIZER_COPIES * math.prod(stage.weight.shape)
+            parts = (part for part in (stage.weight, stage.bias, stage.residual) if part is not None)
+            weights += FLOAT * OPTIMIZER_COPIES * sum(math.prod(part.shape) for part in parts)
         activations = FLOAT * tokens * numbers_per_token(self.source.config)
         if available is not None and weights + activations > available:
             raise MemoryError(
@@ -366,12 +375,6 @@ class EmbedderTrainer:
             total=self.steps, desc="fine-tuning", unit="step", disable=not self.progress, dynamic_ncols=True,
             mininterval=0.3,
         )  # fmt: skip
-
-
-def _require_place(model: str | Path) -> None:
-    """FileNotFoundError for a name that fm.load would not look for on the hub either."""
-    if isinstance(model, str) and not Path(model).exists() and hub_name_of(model) is None:
-        raise FileNotFoundError(f"{model} does not exist (expected an encoder's folder, or org/name)")
 
 
 def _pairs(pairs: Pairs, fields: list[str] | None, name: str) -> list[TextPair]:

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fastmixer.train.run_folder import replace_file
+from fastmixer.weights.files import replace_file
 
 FILE = "metrics.jsonl"
 

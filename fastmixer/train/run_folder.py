@@ -1,14 +1,12 @@
-"""A run's folder: written by one run at a time, its files replaced as a whole. Knows nothing of what they hold."""
+"""A run's folder: written by one run at a time. Knows nothing of what it holds."""
 
 import errno
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from fastmixer.weights.files import sync
 
 try:
     import fcntl
@@ -48,16 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             _owners.pop(key, None)
     finally:
-        os.close(descriptor)  # which unlocks; the file stays, as deleting it would let two in that opened it before
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Make a file hold this text: written beside, synced, then renamed into place. OSError names the file."""
-    temporary = path.with_name(f".writing-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if os.getpid() == owner[0]:  # a child made meanwhile has a copy of the descriptor, and would hold the lock on
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)  # which unlocks, too; the file stays, as deleting it would let two in that opened it before

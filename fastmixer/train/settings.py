@@ -74,7 +74,7 @@ class TrainSettings:
             raise ValueError(
                 f"Trainer: patience {self.patience} counts evaluations and needs evaluate_every >= 1; got 0"
             )
-        if self.lowest_rate > self.learning_rate and not resumed:
+        if self.schedule != "constant" and self.lowest_rate > self.learning_rate and not resumed:
             raise ValueError(
                 f"Trainer: min_learning_rate must be at most the learning rate's peak of {self.learning_rate}; "
                 f"got {self.lowest_rate}"

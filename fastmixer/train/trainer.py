@@ -19,7 +19,7 @@ from fastmixer.data import BatchReader, Dataset, iterate_batches, open_dataset, 
 from fastmixer.data.shards import tokenizer_digest
 from fastmixer.kernels.peak import measured_peak_flops
 from fastmixer.model import Transformer
-from fastmixer.model.precision import PRECISIONS
+from fastmixer.ops.attention import PRECISIONS
 from fastmixer.ops.checks import check_choice
 from fastmixer.ops.dropout import fold_seed
 from fastmixer.ops.profile import Profile, profiled
@@ -37,10 +37,10 @@ from fastmixer.train.interrupts import Interrupts
 from fastmixer.train.memory import check_training_memory, peak_memory
 from fastmixer.train.metrics import MetricsWriter, tensorboard_writer
 from fastmixer.train.optimizer import AdamW
-from fastmixer.train.run_folder import locked, replace_file
+from fastmixer.train.run_folder import locked
 from fastmixer.train.schedule import learning_rate_at
 from fastmixer.train.settings import TrainSettings
-from fastmixer.weights.files import read_json
+from fastmixer.weights.files import read_json, replace_file
 
 DATA, SETTINGS = "data", "run.json"
 SAMPLE_TOKENS = 64
@@ -112,6 +112,10 @@ class Trainer:
         if isinstance(data, Dataset):
             self.data = data
         else:
+            data = [data] if isinstance(data, (str, Path)) else list(data)
+            for path in data:
+                if not Path(path).is_file():  # said before there is a folder
+                    raise FileNotFoundError(f"{path} is not a file")
             with locked(self.folder):
                 self.data = write_dataset(data, tokenizer, self.folder / DATA)
         self._check_data(tokenizer)

@@ -105,7 +105,7 @@ def _write_modules(source: EncoderSource, folder: Path) -> None:
 
 def _add_prompts(path: Path, prompts: Mapping[str, str]) -> None:
     values = read_object(path) if path.exists() else {}
-    write_json(path, values | {"prompts": values.get("prompts", {}) | dict(prompts)})
+    write_json(path, values | {"prompts": (values.get("prompts") or {}) | dict(prompts)})
 
 
 def _write_config(source: Path, target: Path) -> None:

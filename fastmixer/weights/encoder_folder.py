@@ -18,8 +18,9 @@ from fastmixer.weights.encoder_recipe import (
 )
 from fastmixer.weights.folder import CONFIG
 from fastmixer.weights.hf_folder import weight_files
-from fastmixer.weights.hub import download, is_hub_name
+from fastmixer.weights.hub import download
 from fastmixer.weights.placed import PlacedTensors, check_places
+from fastmixer.weights.source import may_be_on_hub
 from fastmixer.weights.stored import StoredTensor
 from fastmixer.weights.strict_json import Fields, read_object
 
@@ -62,8 +63,8 @@ def open_encoder(
     revision: str | None = None,
     name: str | None = None,
 ) -> EncoderSource:
-    """The encoder in a folder, or of a name on huggingface.co: "org/name", or "name" alone of sentence-transformers' own
-    (see hub.download for offline and revision). name: what it is called in errors (None: as it was asked for).
+    """The encoder in a folder, or of a name on huggingface.co: "org/name", or of sentence-transformers' own the name alone
+    (see hub_name_of; hub.download for offline and revision). name: what it is called in errors (None: as it was asked for).
 
     Raises FileNotFoundError that names the missing file, or ValueError that names file, field and value; for names also
     ConnectionError and PermissionError.
@@ -72,8 +73,8 @@ def open_encoder(
     if folder.is_dir():
         asked = folder.resolve().name
     else:
-        full = asked if "/" in asked else f"{FIRST_ORG}/{asked}"
-        if isinstance(path_or_name, Path) or not is_hub_name(full):
+        full = None if isinstance(path_or_name, Path) else hub_name_of(asked)
+        if full is None:
             raise FileNotFoundError(f"{asked} does not exist (expected an encoder's folder, or org/name)")
         folder = download(full, offline=offline, revision=revision)
     inner = transformer_folder(folder)
@@ -120,4 +121,4 @@ def hub_name_of(name: str) -> str | None:
     if "/" not in name and not name.startswith(FIRST_NAMES):
         return None
     full = name if "/" in name else f"{FIRST_ORG}/{name}"
-    return full if is_hub_name(full) and Path(name).suffix.lower() not in (".gguf", ".safetensors") else None
+    return full if may_be_on_hub(full) else None

@@ -30,6 +30,9 @@ EMBEDS, CLASSIFIES = "feature-extraction", "sequence-classification"  # tasks of
 VECTOR = "sentence_embedding"  # what modules call it that pass it on
 _DENSE_ACTIVATIONS = {"Tanh": "tanh", "Identity": "none", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
 MAX_MODULES = 16
+# Names of the prompts for queries and for what they look for, the first that a model has counts: as sentence-transformers'
+# encode_query and encode_document.
+PROMPTS_FOR = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class SentenceRecipe:
         """Numbers of a vector; dim: of a hidden state."""
         made = self.dense[-1].weight.shape[0] if self.dense else dim * len(self.pooling.split("+"))
         return made if self.truncate_dim is None else min(made, self.truncate_dim)
+
+    def prompt_for(self, use: str) -> str | None:
+        """The prompt for one use of PROMPTS_FOR; None where there is none, even if there is a default prompt."""
+        return next((self.prompts[name] for name in PROMPTS_FOR[use] if name in self.prompts), None)
 
 
 def transformer_folder(folder: Path) -> Path:

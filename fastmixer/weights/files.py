@@ -1,4 +1,4 @@
-"""Writing folders so that a crash, a kill or a full disk never leaves half of one where a whole one stood.
+"""Writing folders and files so that a crash, a kill or a full disk never leaves half of one where a whole one stood.
 
 Knows nothing of what the files hold.
 """
@@ -17,8 +17,8 @@ OLD_PREFIX = f"{TEMPORARY_PREFIX}old-"  # what stood there, for the moment betwe
 def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Make folder hold exactly what write(temporary folder) wrote: written beside, synced, then renamed into place.
 
-    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError, which names
-    the folder where it named nothing (a full disk is told of without a name).
+    If write or syncing fails, the temporary is removed and what stood at folder still stands. Raises OSError; one of the
+    system's that named nothing (a full disk is told of without a name) names the folder.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,8 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
         sync(temporary)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:
-            raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     old = folder.parent / f"{OLD_PREFIX}{folder.name}"
     if folder.exists():
@@ -62,6 +62,18 @@ def remove_leftovers(parent: str | Path) -> None:
             old.rename(folder)
     for path in Path(parent).glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Make a file hold this text: written beside, synced, then renamed into place. OSError names the file."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync(path: Path) -> None:

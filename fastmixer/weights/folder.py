@@ -1,5 +1,6 @@
 """A model folder: config.json, model.safetensors, tokenizer.json. Knows the files, not what the fields mean."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -87,7 +88,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     except SafetensorError as error:  # which tells of a full disk in words
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
-            raise OSError(f"{path} could not be written: {error}") from error
+            raise OSError(errno.EIO, str(error), str(path)) from error
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 

@@ -162,6 +162,8 @@ def _mismatches(config: ModelConfig, kind: str, qkv_bias: bool) -> Iterator[str]
     for name, value in expected.items():
         if getattr(config, name) != value:
             yield f"{name} {getattr(config, name)!r}"
+    if config.activation not in _ACTIVATIONS:
+        yield f"activation {config.activation!r}"
     if qkv_bias != (kind == "qwen2" or config.bias):
         yield f"qkv_bias {qkv_bias!r}"
     if gemma and abs(config.embedding_scale - config.dim**0.5) > 1e-4 * config.embedding_scale:

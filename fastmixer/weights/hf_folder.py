@@ -211,7 +211,8 @@ def _generation(folder: Path) -> dict[str, Any]:
             found[name] = fields.number(name, above=above)
             if name in ("top_p", "min_p") and found[name] > 1:
                 raise fields.wrong(name, "a number from 0 to 1")
-            if name == "repetition_penalty" and not 1e-6 <= found[name] <= 1e6:  # logits stay finite in float32
+            # as far as generate.options.LARGEST_PENALTY, which stands above this layer: logits stay finite in float32
+            if name == "repetition_penalty" and not 1e-6 <= found[name] <= 1e6:
                 raise fields.wrong(name, "a number from 1e-06 to 1e+06")
     if fields.has("top_k"):
         found["top_k"] = fields.integer("top_k", low=0)

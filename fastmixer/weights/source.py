@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmixer.model.config import ModelConfig
+from fastmixer.weights.hub import is_hub_name
 from fastmixer.weights.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def open_source(
     """
     from fastmixer.weights.folder import CONFIG, newest_checkpoint
     from fastmixer.weights.hf_folder import open_folder
-    from fastmixer.weights.hub import download, is_hub_name
+    from fastmixer.weights.hub import download
     from fastmixer.weights.safetensors_file import refuse_pickle
 
     path = Path(path_or_name)
@@ -60,6 +61,12 @@ def open_source(
             raise ValueError(f"{path} holds weights alone; open the folder that has its {CONFIG} too")
         raise ValueError(f"{path} must be a .gguf file or a model's folder; it begins with {magic!r}")
     name = str(path_or_name)
-    if isinstance(path_or_name, Path) or not is_hub_name(name) or path.suffix.lower() in (".gguf", ".safetensors"):
+    if isinstance(path_or_name, Path) or not may_be_on_hub(name):
         raise FileNotFoundError(f"{name} does not exist (expected a .gguf file, a model's folder, or org/name)")
     return open_folder(download(name, offline=offline, revision=revision), context, name=name)
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a text may name a model on the hub: it has the form org/name, and does not end as a file of weights, which
+    was mistyped then."""
+    return is_hub_name(name) and Path(name).suffix.lower() not in (".gguf", ".safetensors")

@@ -122,6 +122,7 @@ def test_a_full_context_says_what_to_do_and_keeps_what_was_said(chat, model):
     assert "It stays as it was: /undo takes back its last message, /reset begins anew; fastmixer chat" in result.stderr
     result = chat("Hi", options=[*OPTIONS[:2], "-n", 100, *OPTIONS[4:]])
     assert result.stderr == "(cut: the context of 64 tokens is full)\n"
+    assert chat("Hi", options=[*OPTIONS[:2], "-n", 1, *OPTIONS[4:]]).stderr == "(cut after 1 token; -n allows more)\n"
 
 
 def test_retry_answers_the_last_message_again(chat, model):

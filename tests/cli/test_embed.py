@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ import pytest
 from tiny_encoders import make_sentence_folder
 
 from fastmixer.embed import load_sentence_model, sentence_model
+from fastmixer.generate.language_model import LanguageModel
+from fastmixer.text.text_file import TextFile
+from fastmixer.weights.encoder_recipe import POOLINGS
 
 embed_command = importlib.import_module("fastmixer.cli.embed")
 
@@ -134,6 +139,40 @@ def test_lines_are_named_where_many_were_read(run, folder, here, monkeypatch):
     assert "many.jsonl, line 43 has 104 tokens" in result.output
 
 
+def test_only_what_an_op_says_of_its_texts_names_a_line(here):
+    lines = embed_command._Lines(TextFile("texts.txt"))
+    assert lines._told("embed_to: texts[0] is long") == "embed_to: texts[0] is long"  # nothing was read yet
+    assert len(list(lines)) == 5
+    assert lines._told("embed_to: texts[4] is long") == "embed_to: texts.txt, line 5 is long"
+    for message in ("embed_to: texts[5] is long", "embed_to: 'texts[1]' is long", "my texts[1]"):
+        assert lines._told(message) == message
+    with pytest.raises(ValueError, match="^op: texts.txt, line 2$"), lines.named():
+        raise _Odd("op: texts[1]", 3)
+
+
+class _Odd(ValueError):
+    """Of more arguments than a message."""
+
+    def __init__(self, message, more):
+        super().__init__(message)
+
+
+def test_the_systems_signals_end_it_unless_they_are_ignored():
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        for number in numbers:
+            with pytest.raises(SystemExit) as ended, embed_command._terminable():
+                os.kill(os.getpid(), number)
+            assert ended.value.code == 128 + number and signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with embed_command._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def test_sigterm_leaves_nothing(folder, here):
     command = [
         sys.executable,
@@ -157,6 +196,11 @@ def test_sigterm_leaves_nothing(folder, here):
         process.stdin.close()
         assert process.wait(timeout=30) == 143
     assert not list(here.glob(".writing-*")) and not (here / "v.npy").exists()
+
+
+def test_the_help_names_every_pooling(run):
+    words = run("embed", "--help").output.replace(",", " ").split()
+    assert set(POOLINGS) <= set(words) and all(f'"{one}"' in LanguageModel.embedder.__doc__ for one in POOLINGS)
 
 
 def test_pooling_is_for_language_models(run, folder, trained, here):

@@ -66,7 +66,7 @@ def test_of_a_real_file(run, smollm2_path):
 
 
 def test_too_much_for_this_machine_is_said(run, trained, monkeypatch):
-    monkeypatch.setattr("fastmixer.generate.memory.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("fastmixer.memory.available_memory", lambda: 1_000_000)
     assert "1.0 MB available: NOT ENOUGH; try a smaller --context" in run("info", trained[0]).output
 
 

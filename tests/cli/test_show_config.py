@@ -12,7 +12,7 @@ import pytest
 from fastmixer import config_report as module
 from fastmixer import kernels
 from fastmixer.config_report import OPS, config_report
-from fastmixer.kernels.select import implementation, native_levels
+from fastmixer.kernels.select import implementation, native_levels, use_kernels
 
 
 def test_every_op_and_every_limit(run):
@@ -63,6 +63,17 @@ def test_it_says_what_a_level_adds():
     assert why(FASTMIXER_ISA="x86_64_v3", FASTMIXER_KERNELS="native") == ("forced by FASTMIXER_ISA",) * 2
     packed, norm = why(FASTMIXER_KERNELS="native")
     assert packed == "best that this processor runs" and norm.startswith(f"{packed} (x86_64_v4_")
+
+
+def test_use_kernels_is_a_reason():
+    with use_kernels("reference"):
+        report = module.config_report(measure=False)
+    assert set(report["why"].values()) == {"forced by use_kernels"} and set(report["kernels"].values()) == {"reference"}
+    best = native_levels("packed")[0]
+    with use_kernels(f"native-{best}"):
+        why = module.config_report(measure=False)["why"]
+    assert why["packed"] == "forced by use_kernels"
+    assert set(why.values()) <= {why["packed"], f"forced by use_kernels ({best} adds nothing to it)"}
 
 
 def test_reasons_of_a_build_that_is_not_whole(monkeypatch):

@@ -138,7 +138,7 @@ LONG = b"the cat sat on the mat. " * 50
         (_file("a.txt", LONG), ["--tokenizer", "nowhere"], "nowhere"),
         (_file("a.jsonl", b'{"text": "a"}\n{broken\n'), [], "a.jsonl, line 2: not JSON"),
         (_file("a.jsonl", b'{"text": "a"}\n{"text": "b", "n": ' + b"9" * 5000 + b"}"), [], "a.jsonl, line 2: not JSON: Exceeds the limit"),
-        (_file("a.ndjson", b'{"text": "a"}\n' + b"[" * 100_000), [], "a.ndjson, line 2: not JSON: maximum recursion depth"),
+        (_file("a.ndjson", b'{"text": "a"}\n' + b"[" * 100_000), [], "a.ndjson, line 2: not JSON: "),
         (_file("a.jsonl", b'{"text": "a\\ud800"}'), [], "a.jsonl, line 1: 'text' holds half a surrogate pair"),
     ],
 )  # fmt: skip

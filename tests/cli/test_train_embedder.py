@@ -1,6 +1,9 @@
 """`fastmixer train-embedder`: what it says, what it writes, and bad input as one line with nothing written."""
 
+import errno
+import importlib
 import json
+import os
 import re
 
 import pytest
@@ -8,6 +11,7 @@ from pair_models import made_pairs, write_random_encoder
 
 import fastmixer as fm
 from fastmixer.train import EmbedderTrainer
+from fastmixer.train.embedder import EmbedderResult
 
 OPTIONS = ["--steps", 4, "--batch", 8, "--learning-rate", "3e-3", "--no-progress"]
 
@@ -76,6 +80,18 @@ def test_an_interrupted_run_says_what_it_left(run, model, pairs_file, tmp_path, 
     lines = result.stdout.splitlines()
     assert lines[-2].startswith("interrupted at step 2: loss ") and lines[-1] == f"saved in {out}"
     assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "finished"])
+def test_a_terminal_that_is_gone_changes_no_status(run, model, pairs_file, tmp_path, monkeypatch, reason):
+    def gone(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    result = EmbedderResult(tmp_path, reason, 1, [1.0], signal=1, saved=True)
+    monkeypatch.setattr(EmbedderTrainer, "fit", lambda self: result)
+    monkeypatch.setattr(importlib.import_module("fastmixer.cli.train_embedder"), "_tell", gone)
+    found = run("train-embedder", pairs_file, "--model", model, "--out", tmp_path / "tuned", *OPTIONS)
+    assert (found.exit_code, "Input/output error" in found.output) == ((129, False) if reason == "interrupted" else (1, True))
 
 
 @pytest.mark.parametrize(

@@ -415,6 +415,12 @@ def test_an_error_leaves_the_old_file(tiny_folder, tmp_path, monkeypatch):
 # ---- the model itself ----
 
 
+def test_a_pickle_of_an_earlier_form_opens(tiny_folder):
+    folder = tiny_folder("bert")
+    assert sentence_model._reopen(folder, "float32", None, True, None, "x").name == "x"
+    assert sentence_model._reopen(folder, "float32", {"name": "y"}).name == "y"
+
+
 def test_repr(tiny_folder):
     assert repr(load_sentence_model(tiny_folder(), "int8")) == "SentenceModel('bert', dim=32, weights='int8')"
 

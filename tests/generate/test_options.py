@@ -77,11 +77,21 @@ def test_the_text_of_a_special_token_stands_for_its_id(tokenizer):
     assert found.stop_ids == {end, 5} and found.stop_texts == ("<|endoftext|>", "a")
     plain = Options(stop=["a", 5])
     assert with_stop_ids(plain, tokenizer, 320) is plain is with_stop_ids(plain, None, 320)
-    text = r"^generate: stop '<\|endoftext\|>\\n' holds the special token '<\|endoftext\|>', which decoded text leaves out;"
+    text = (
+        r"^generate: stop '<\|endoftext\|>\\n' holds the special token '<\|endoftext\|>' among other text, but special tokens "
+        "never come as text together with others; give that token alone$"
+    )
     with pytest.raises(ValueError, match=text):
         with_stop_ids(Options(stop="<|endoftext|>\n"), tokenizer, 320)
     with pytest.raises(ValueError, match=r"^generate: stop names token 320, but ids are 0\.\.319$"):
         with_stop_ids(Options(stop=320), tokenizer, 320)
+
+
+def test_a_special_token_that_the_model_has_no_row_for_stops_as_letters(tokenizer):
+    """Gemma 3's <image_soft_token>, say."""
+    for stop in ("<|endoftext|>", "<|endoftext|>\n"):
+        plain = Options(stop=stop)
+        assert with_stop_ids(plain, tokenizer, tokenizer.end_id) is plain
 
 
 def test_biases_by_id_and_by_text(tokenizer):

@@ -95,6 +95,15 @@ def test_another_ignore_index(rng):
     assert loss == pytest.approx(expected_loss(x @ weight.T, targets, 7), rel=1e-5)
 
 
+def test_an_ignore_index_among_unsigned_targets(rng):
+    x, weight, targets = example(rng)
+    targets[2] = 65535
+    expected = head_loss(x, weight, targets, ignore_index=65535)
+    assert head_loss(x, weight, targets.astype(np.uint16), ignore_index=65535) == expected
+    with pytest.raises(IndexError, match=r"targets\[2\] = 65535 is out of range"):
+        head_loss(x, weight, targets.astype(np.uint16))
+
+
 def bad(**changes):
     """Arguments of a good call with some replaced."""
     good = {"x": np.zeros((3, 2), np.float32), "weight": np.zeros((4, 2), np.float32), "targets": np.array([0, 1, 3])}

@@ -83,6 +83,15 @@ def test_lengths_beyond_what_float32_can_square():
     np.testing.assert_allclose(scores, [[1, 0.5**0.5, 0]], rtol=1e-6)
 
 
+def test_a_tiny_row_is_no_row_of_zeros_whatever_its_neighbours():
+    query = np.array([[1, 0]], np.float32)
+    for neighbour in ([0.6, 0.8], [3, 4]):
+        vectors = np.array([neighbour, [1e-30, 0], [0, 0]], np.float32)
+        ids, scores = cosine_search(vectors, query, 3)
+        assert ids.tolist() == [[1, 0, 2]]
+        np.testing.assert_allclose(scores, [[1, 0.6, 0]], rtol=1e-6)
+
+
 def test_unit_vectors_are_searched_as_they_lie(rng, monkeypatch):
     for dtype in (np.float32, np.float16):
         vectors, queries = unit(rng.standard_normal((300, 384))).astype(dtype), unit(rng.standard_normal((2, 384)))

@@ -171,6 +171,14 @@ def test_attention(rng):
     with shared("attention_backward", "d_v", "d_k"):
         fm.attention_backward(**read, log_sum_exp=log_sum_exp, d_k=gradient, d_v=gradient)
     bias = normal(rng, HEADS, 3)
+    within = gradient.reshape(-1)[:6].reshape(HEADS, 3)
+    with shared("attention", "out", "bias"):
+        fm.attention(q, k, v, bias=within, out=gradient)
+    for written in ("d_q", "d_k", "d_v"):
+        with shared("attention_backward", written, "bias"):
+            fm.attention_backward(**read, log_sum_exp=log_sum_exp, bias=within, **{written: gradient})
+    with shared("attention_backward", "d_bias", "bias"):
+        fm.attention_backward(**read, log_sum_exp=log_sum_exp, bias=bias, d_bias=bias)
     with shared("attention_backward", "d_bias", "d_q"):
         fm.attention_backward(
             **read, log_sum_exp=log_sum_exp, bias=bias, d_q=gradient, d_bias=gradient.reshape(-1)[:6].reshape(HEADS, 3)
@@ -220,6 +228,11 @@ def test_head_loss(rng):
         fm.head_loss(x, weight, targets, d_x=memory, d_weight=memory)
     with shared("head_loss", "logits", "x"):
         fm.head_loss(x, weight, targets, logits=x.reshape(-1)[:10].reshape(2, 5))
+    rounded = round_weight(weight)
+    for part, array in rounded._asdict().items():
+        with shared("head_loss", "d_x", f"rounded.{part}"):
+            within = array.view(np.float32).reshape(-1)[: x.size].reshape(x.shape)
+            fm.head_loss(x, weight, targets, d_x=within, rounded=rounded)
 
 
 def test_embedding_and_positions(rng):

@@ -101,6 +101,17 @@ def test_a_state_that_is_not_one(saved, new_model):
         restore_checkpoint(run / "absent", model, optimizer)
 
 
+def test_what_cannot_be_read_is_not_called_damaged(saved, new_model, monkeypatch):
+    run, model, optimizer = saved
+
+    def broken(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(checkpoint, "_digest", broken)
+    with pytest.raises(OSError, match=r"^\[Errno 5\] [^.]*: '[^']*config.json'$"):
+        restore_checkpoint(run, model, optimizer)
+
+
 @pytest.mark.parametrize("where", ["write_tensors", "sync"])
 def test_a_full_disk_leaves_the_older_checkpoints(saved, monkeypatch, where):
     run, model, optimizer = saved

@@ -18,6 +18,7 @@ from fastmixer.embed.sentence_tokenizer import SentenceTokenizer
 from fastmixer.kernels import threads
 from fastmixer.kernels.select import implementations, use_kernels
 from fastmixer.train import embedder
+from fastmixer.train.embedder import EmbedderResult
 from fastmixer.train.pair_tokens import Prompts, TokenizedPairs, batches, batches_in_epoch
 from fastmixer.train.retrieval import retrieval_score
 from fastmixer.train.trainer import NonFiniteError
@@ -91,6 +92,10 @@ def test_dense_stages_learn_and_are_written(tmp_path):
     vectors = trainer.vectors(trainer.pairs, trainer.pairs.anchors[:8])
     found = fm.load(tmp_path / "tuned", weights="float32").embed([pair[0] for pair in made_pairs(120)[:8]])
     assert vectors.shape == (8, 12)
+    write_json(model / "config_sentence_transformers.json", {"truncate_dim": 5})
+    cut = fm.EmbedderTrainer(model, made_pairs(8), out=tmp_path / "cut", **QUICK)
+    whole = tune(model, tmp_path / "again", steps=1)[0]
+    assert cut.vectors(cut.pairs, cut.pairs.anchors).shape == (8, 5) and whole.dim == 5
     assert ((found * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)).min() >= 0.99999
 
 
@@ -233,6 +238,10 @@ def test_prompts_stand_before_texts_and_the_models_own_is_the_default(model, tmp
     given = trainer(anchor_prompt="query : ", text_prompt="by ").pairs
     assert set(given.lengths[given.anchors] - plain[given.anchors]) == {2}
     assert set(given.lengths[given.positives] - plain[given.positives]) == {1}
+    prompts = {"query": "query : ", "passage": "by ", "q": "the old "}
+    write_json(model / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "q"})
+    assert (trainer().pairs.lengths == given.lengths).all()  # the default is for what has none of its own
+    assert trainer()._record(EmbedderResult(model))["prompts"] == {"anchor": "query : ", "text": "by "}
     write_json(model / "config_sentence_transformers.json", {"prompts": {"q": "query : "}, "default_prompt_name": "q"})
     assert (trainer().pairs.lengths == plain + 2).all() and (
         trainer(anchor_prompt="", text_prompt="").pairs.lengths == plain

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_encoders import write_json, write_modules, write_pooling, write_tokenizer
 
 import fastmixer as fm
+from fastmixer.weights import encoder_export
 
 
 @pytest.fixture
@@ -111,7 +112,10 @@ def test_the_result_opens_in_sentence_transformers(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "old", "expected"),
     [
-        ({}, {"query": "old : "}, {"query": "old : "}),
+        ({}, {"STS": "old : "}, {"STS": "old : "}),
+        ({}, {"query": "old : "}, {"query": "old : ", "document": ""}),
+        ({}, {"corpus": "old : "}, {"corpus": "old : ", "query": "", "document": "old : "}),
+        ({"anchor_prompt": ""}, {"query": "old : ", "passage": "by "}, {"query": "", "passage": "by ", "document": "by "}),
         ({"anchor_prompt": "query : "}, {"query": "old : ", "STS": "x"}, {"query": "query : ", "STS": "x", "document": ""}),
         ({"text_prompt": "passage : "}, None, {"query": "", "document": "passage : "}),
         (
@@ -131,6 +135,13 @@ def test_prompts_are_those_of_the_new_model(model, tmp_path, options, old, expec
     if old is not None:
         values = json.loads((tmp_path / "tuned" / "config_sentence_transformers.json").read_text())
         assert values["similarity_fn_name"] == "cosine"
+
+
+def test_prompts_that_are_null_take_new_ones(model, tmp_path):
+    path = tmp_path / "config.json"
+    write_json(path, {"prompts": None, "x": 1})
+    encoder_export._add_prompts(path, {"query": "q: "})
+    assert json.loads(path.read_text()) == {"prompts": {"query": "q: "}, "x": 1}
 
 
 def test_sentence_transformers_finds_the_prompts(model, tmp_path):

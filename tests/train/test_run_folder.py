@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, whoever else tries; files in it are whole at any moment."""
+"""A run's folder: one run at a time, whoever else tries."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from fastmixer.train import run_folder
-from fastmixer.train.run_folder import LOCK, locked, replace_file
+from fastmixer.train.run_folder import LOCK, locked
 
 pytest.importorskip("fcntl")
 HOLDS = """
@@ -72,6 +72,23 @@ def test_a_child_is_not_taken_for_its_parent(tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
+def test_a_child_that_lives_on_holds_nothing(tmp_path):
+    reading, writing = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent closes its end
+            os._exit(0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
+        os.close(reading)
+
+
 def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch):
     def no_locks(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -79,18 +96,3 @@ def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
     with pytest.warns(RuntimeWarning, match=f"^{tmp_path / LOCK} cannot be locked"), locked(tmp_path):
         pass
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "run.json"
-    replace_file(path, "old")
-    replace_file(path, "né")
-    assert path.read_text(encoding="utf-8") == "né" and list(tmp_path.iterdir()) == [path]
-
-    def full(path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(run_folder, "sync", full)
-    with pytest.raises(OSError, match=f"No space left on device: '{path}'$"):
-        replace_file(path, "newer")
-    assert path.read_text(encoding="utf-8") == "né" and list(tmp_path.iterdir()) == [path]

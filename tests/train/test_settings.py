@@ -27,6 +27,7 @@ def test_a_minimum_above_the_peak_is_refused_but_of_a_run_that_goes_on():
         settings.check_together(CONFIG)
     settings.check_together(CONFIG, resumed=True)
     assert settings.lowest_rate == 1e-4
+    TrainSettings(time=32, learning_rate=5e-5, min_learning_rate=1e-4, schedule="constant").check_together(CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,6 +234,12 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path, new_trainer, mo
     assert fm.Trainer.resume(tmp_path, progress=False).fit().step == 6
 
 
+def _heed_signals():
+    """As a process begins that nobody told to ignore them (nohup does)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, number, status):
     """So do the signals by which a system ends a process."""
@@ -241,12 +248,17 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, number, 
     run = tmp_path / "run"
     command = [sys.executable, "-c", "from fastmixer.cli.main import main; main()", "train", str(text), "--out", str(run)]
     options = ["--tokenizer", "characters", "--context", "16", "--steps", "100000", "--save-every", "0", "--no-progress"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(read_metrics(run)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_signals
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(read_metrics(run)) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == status, errors
     match = re.search(r"^interrupted: step (\d+) is finished and saved; go on with: fastmixer train --out (\S+) --resume$", output, re.M)
     assert match and match[2] == str(run), output
@@ -255,16 +267,25 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, number, 
 
 
 def test_measuring_the_machine_is_no_part_of_a_step(tmp_path, new_trainer, monkeypatch):
-    def slowly(*what):
-        time.sleep(0.2)
-        return 1e12
+    now = [0.0]
 
-    monkeypatch.setattr("fastmixer.ops.profile.measured_bandwidth", slowly)
+    def after(seconds, found):
+        now[0] += seconds
+        return found
+
+    monkeypatch.setattr(trainer_module, "clock", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("fastmixer.ops.profile.measured_bandwidth", lambda *what: after(100, 1e12))
     trainer = new_trainer(tmp_path, steps=8, evaluate_every=0)
-    monkeypatch.setattr(trainer, "_one_step", lambda: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(trainer, "_one_step", lambda: after(0.5, (1.0, 1.0, 1.0)))
     result = trainer.fit()
-    assert result.profile.steps == trainer_module.PROFILED_STEPS
-    assert max(row["seconds"] for row in read_metrics(tmp_path) if "seconds" in row) < 0.1
+    assert result.profile.steps == trainer_module.PROFILED_STEPS and now[0] >= 100
+    assert {row["seconds"] for row in read_metrics(tmp_path) if "seconds" in row} == {0.5}
+
+
+def test_a_missing_text_leaves_no_folder(tmp_path, new_model, tokenizer):
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path / 'none.txt'} is not a file$"):
+        fm.Trainer(new_model(), tokenizer, [tmp_path / "none.txt"], folder=tmp_path / "run", time=8)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,12 @@ def test_a_magnitude_needs_heads_that_share_the_width(tmp_path, factors):
     assert found.rotary_magnitude == 1.5 and found.rotary_factors is None
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_cannot_say_that_there_is_no_activation(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"folder: random cannot be written for transformers: .* nearest, \w+, has no activation 'none'$"):
+        convert(random_source(kind, activation="none"), tmp_path / "folder")
+
+
 def test_shares_of_a_head_that_are_rotated_are_read_as_written():
     for head_dim in (44, 49, 52, 96, 128):
         for rotary_dim in range(2, head_dim + 1, 2):

@@ -475,6 +475,9 @@ def test_a_name_alone_is_one_of_sentence_transformers(monkeypatch):
     assert open_encoder("all-MiniLM-L6-v2", offline=True).name == "all-MiniLM-L6-v2"
     assert open_encoder("BAAI/bge-small-en", revision="v1").name == "BAAI/bge-small-en"
     assert open_encoder(TINY / "bert", name="called so").name == "called so"
+    for mistyped in ("LaBSE", "berts", "all-MiniLM.gguf"):  # which fm.load does not look for either
+        with pytest.raises(FileNotFoundError, match=f"^{mistyped} does not exist"):
+            open_encoder(mistyped)
     assert asked == [
         ("sentence-transformers/all-MiniLM-L6-v2", {"offline": True, "revision": None}),
         ("BAAI/bge-small-en", {"offline": None, "revision": "v1"}),

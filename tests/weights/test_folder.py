@@ -134,7 +134,7 @@ def test_absent(tmp_path):
     ("message", "number", "text"),
     [
         ("Error while serializing: I/O error: No space left on device (os error 28)", errno.ENOSPC, "[Errno 28] No space left on device: '{p}'"),
-        ("Error while serializing: something new", None, "{p} could not be written: Error while serializing: something new"),
+        ("Error while serializing: something new", errno.EIO, "[Errno 5] Error while serializing: something new: '{p}'"),
     ],
 )  # fmt: skip
 def test_tensors_that_cannot_be_written_name_their_file(tmp_path, monkeypatch, message, number, text):

@@ -9,12 +9,23 @@ import numpy as np
 import pytest
 from plain_forward import plain_logits
 
+from fastmixer.generate.options import LARGEST_PENALTY, Options
 from fastmixer.text import train_tokenizer
-from fastmixer.weights.hf_folder import open_folder
+from fastmixer.weights.hf_folder import _generation, open_folder
 from fastmixer.weights.stored import expected_tensors
 
 TINY = Path(__file__).parents[1] / "model" / "tiny"
 NAMES = sorted(path.parent.name for path in TINY.glob("*/config.json"))
+
+
+def test_as_much_is_advised_as_may_be_asked(tmp_path):
+    path = tmp_path / "generation_config.json"
+    for value in (LARGEST_PENALTY, 1 / LARGEST_PENALTY):
+        path.write_text(json.dumps({"repetition_penalty": value}))
+        assert Options(**_generation(tmp_path)).repetition_penalty == value
+    path.write_text(json.dumps({"repetition_penalty": LARGEST_PENALTY * 1.01}))
+    with pytest.raises(ValueError, match="repetition_penalty must be a number from 1e-06 to"):
+        _generation(tmp_path)
 
 
 def test_every_architecture_is_here():
