@@ -13,6 +13,10 @@ WORDS = (
     "[PAD] [UNK] [CLS] [SEP] the bank by river was flooded and water came up to door of old house where alice introduced "
     "bob chloe at a networking event last year query : passage . , ! ? ##s ##ed ##ing"
 ).split()
+TEXTS = [
+    "Alice introduced Bob to Chloe.", "The bank by the river", "", "the water came up to the door of the old house",
+    "Alice!", "unheard words", "The bank by the river",
+]  # fmt: skip
 
 
 def write_tokenizer(folder, max_length=None):

@@ -163,7 +163,7 @@ def _new_trainer(
     from fastmixer.data.shards import read_documents
     from fastmixer.model import ModelConfig, Transformer
     from fastmixer.text import KINDS, Tokenizer, train_tokenizer
-    from fastmixer.text.files import is_json_lines
+    from fastmixer.text.text_file import is_json_lines
     from fastmixer.train import Trainer, TrainSettings
     from fastmixer.train.run_folder import locked
     from fastmixer.train.trainer import DATA

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmixer.text.files import is_json_lines, lone_surrogate, pieces_of, read_text
-from fastmixer.text.text_file import TextFile
+from fastmixer.text.files import lone_surrogate, pieces_of, read_text
+from fastmixer.text.text_file import TextFile, is_json_lines
 from fastmixer.text.tokenizer import Tokenizer
 from fastmixer.weights.files import replace_folder
 

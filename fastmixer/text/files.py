@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastmixer.text.text_file import JSON_SUFFIXES
-
 PIECE_CHARACTERS = 1 << 20  # of a long text, handled at once
 
 
@@ -21,11 +19,6 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from error
-
-
-def is_json_lines(path: str | Path) -> bool:
-    """Whether a file's name says that each of its lines is JSON."""
-    return Path(path).suffix.lower() in JSON_SUFFIXES
 
 
 def lone_surrogate(text: str) -> int | None:

@@ -15,6 +15,11 @@ FIELD = "text"
 CHUNK = 1 << 20  # bytes
 
 
+def is_json_lines(path: str | Path) -> bool:
+    """Whether a file's name says that each of its lines is JSON."""
+    return Path(path).suffix.lower() in JSON_SUFFIXES
+
+
 class Line(NamedTuple):
     """number: of the line, from 1; text: without its end."""
 
@@ -33,7 +38,7 @@ class TextFile:
         self.path = Path(path)
         self.is_stdin = str(path) == STDIN
         self.name = "stdin" if self.is_stdin else str(path)
-        is_json = field is not None or self.path.suffix.lower() in JSON_SUFFIXES
+        is_json = field is not None or is_json_lines(path)
         self.field = (field or FIELD) if is_json else None
         if not self.is_stdin and not self.path.is_file():
             raise FileNotFoundError(f"{self.name} is not a file")

@@ -45,31 +45,19 @@ cdef enum:
     SHARED_BYTES = 33554432  # of a layer's weights at most, where every thread reads them all: a shared cache holds them
 
 
-cdef bint has_rows(const Model *m) noexcept nogil:
-    """Whether any of the layers' weights lies as rows."""
+cdef void look_at_weights(Model *m) noexcept nogil:
+    """Sets has_rows and shared."""
     cdef const Linear *maps[7]
     cdef const Layer *l
-    cdef ptrdiff_t i, map
-    for i in range(m.layers):
-        l = &m.layer[i]
-        maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6] = &l.q, &l.k, &l.v, &l.output, &l.up, &l.down, &l.gate
-        for map in range(7 if l.gated else 6):
-            if not in_blocks(&maps[map].weight):
-                return True
-    return False
-
-
-cdef bint can_be_shared(const Model *m) noexcept nogil:
-    cdef const Linear *maps[7]
-    cdef const Layer *l
-    cdef ptrdiff_t i, map, bytes
+    cdef ptrdiff_t i, map, bytes, most = 0
+    m.has_rows = False
     for i in range(m.layers):
         l, bytes = &m.layer[i], 0
         maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6] = &l.q, &l.k, &l.v, &l.output, &l.up, &l.down, &l.gate
         for map in range(7 if l.gated else 6):
-            if not in_blocks(&maps[map].weight):  # others may have to be packed on the way
-                return False
-            bytes += panels_of(&maps[map].weight.packed) * maps[map].weight.packed.panel_bytes
-        if bytes > SHARED_BYTES:
-            return False
-    return True
+            if in_blocks(&maps[map].weight):
+                bytes += panels_of(&maps[map].weight.packed) * maps[map].weight.packed.panel_bytes
+            else:
+                m.has_rows = True
+        most = max(most, bytes)
+    m.shared = not m.has_rows and most <= SHARED_BYTES  # rows may have to be packed on the way

@@ -59,8 +59,7 @@ cdef class Decoder:
         m.final_norm = norm_of(spec.final_norm)
         for i in range(m.layers):
             m.layer[i] = layer_of(spec.layers[i])
-        m.has_rows = has_rows(m)
-        m.shared = can_be_shared(m)
+        look_at_weights(m)
 
     def __dealloc__(self):
         PyMem_Free(self.model.layer)

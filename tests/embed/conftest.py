@@ -16,6 +16,13 @@ def implementation(request):
         yield request.param
 
 
+@pytest.fixture(params=["reference"])
+def reference_kernels(request):
+    """NumPy's kernels alone; of the others test_encoder.py tells."""
+    with select.use_kernels(request.param):
+        yield
+
+
 @pytest.fixture
 def tiny_folder(tmp_path):
     """make(name, mode="mean_tokens"): the folder of a tiny model with tokenizer and modules.json; mode None: without."""

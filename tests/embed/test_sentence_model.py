@@ -5,26 +5,16 @@ import warnings
 
 import numpy as np
 import pytest
-from tiny_encoders import write_dense, write_json, write_modules, write_pooling, write_tokenizer
+from tiny_encoders import TEXTS, write_dense, write_json, write_modules, write_pooling, write_tokenizer
 from tokenizers import Tokenizer
 
 from fastmixer.embed import load_sentence_model, sentence_model
 from fastmixer.embed.batches import longest_first
-from fastmixer.kernels import select
 from fastmixer.model.encoder import Encoder
 from fastmixer.opening import load
 from fastmixer.weights.encoder_folder import open_encoder
 
-TEXTS = [
-    "Alice introduced Bob to Chloe.", "The bank by the river", "", "the water came up to the door of the old house",
-    "Alice!", "unheard words", "The bank by the river",
-]  # fmt: skip
-
-
-@pytest.fixture(autouse=True, params=["reference"])
-def _kernels(request):
-    with select.use_kernels(request.param):
-        yield
+pytestmark = pytest.mark.usefixtures("reference_kernels")
 
 
 def hidden_of(folder, text):

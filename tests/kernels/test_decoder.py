@@ -342,12 +342,25 @@ def test_a_sequence_does_not_depend_on_the_others(kernel, implementation):
                 close(run.step([count]), expected)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_bits_of_packed_weights_do_not_depend_on_the_other_sequences(kernel, implementation, kind):
-    """Single tokens, long and short prompts, each beside another one that may be multiplied otherwise."""
+@pytest.fixture
+def native(implementation):
+    """An implementation whose bits can be held to each other."""
     if not implementation.startswith("native"):
         pytest.skip("NumPy's and Numba's sums depend on the number of rows")
-    spec = make_spec(packed_of(implementation), kind=kind)
+    return implementation
+
+
+def of_every_form(test):
+    """test(feature, page_type, kind) with all that decides in what order sums are made."""
+    test = pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32", "odd sizes"])(test)
+    test = pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])(test)
+    return pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])(test)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_bits_of_packed_weights_do_not_depend_on_the_other_sequences(kernel, native, kind):
+    """Single tokens, long and short prompts, each beside another one that may be multiplied otherwise."""
+    spec = make_spec(packed_of(native), kind=kind)
     lengths, steps = [60, 130, 20], ([50, 0, 3], [1, 100, 1], [1, 1, 10], [0, 20, 1])
     together = Run(kernel, spec, lengths, "bfloat16")
     found = [np.split(together.step(counts), np.cumsum(counts)[:-1]) for counts in steps]
@@ -359,14 +372,10 @@ def test_bits_of_packed_weights_do_not_depend_on_the_other_sequences(kernel, imp
                 np.testing.assert_array_equal(alone.step([counts[sequence]]), logits[sequence])
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32", "odd sizes"])
-def test_few_tokens_at_once_are_bit_for_bit_what_they_are_one_by_one(kernel, implementation, feature, page_type, kind):
+@of_every_form
+def test_few_tokens_at_once_are_bit_for_bit_what_they_are_one_by_one(kernel, native, feature, page_type, kind):
     """As many as guesses are checked at once: from the last page of a run into the next, alone and beside another sequence."""
-    if not implementation.startswith("native"):
-        pytest.skip("NumPy's and Numba's sums depend on the number of rows")
-    spec, read = make_spec(packed_of(implementation), kind=kind, **FEATURES[feature]), RUN * PAGE - 5
+    spec, read = make_spec(packed_of(native), kind=kind, **FEATURES[feature]), RUN * PAGE - 5
     lengths = [read + FEW_TOKENS, 6, 200]  # beside one that is written and one that is read
     one_by_one = Run(kernel, spec, lengths[:1], page_type)
     one_by_one.step([read], written=[0])
@@ -379,14 +388,10 @@ def test_few_tokens_at_once_are_bit_for_bit_what_they_are_one_by_one(kernel, imp
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("page_type", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("feature", ["llama", "local and global", "heads of 32", "odd sizes"])
-def test_a_text_is_read_to_the_same_bits_however_it_is_cut(kernel, implementation, feature, page_type, kind):
+@of_every_form
+def test_a_text_is_read_to_the_same_bits_however_it_is_cut(kernel, native, feature, page_type, kind):
     """So a prompt whose beginning is known already, where it ends in a page, writes what it writes when it is read whole."""
-    if not implementation.startswith("native"):
-        pytest.skip("NumPy's and Numba's sums depend on the number of rows")
-    spec, length = make_spec(packed_of(implementation), kind=kind, **FEATURES[feature]), RUN * PAGE + 70
+    spec, length = make_spec(packed_of(native), kind=kind, **FEATURES[feature]), RUN * PAGE + 70
 
     def read(counts):
         run = Run(kernel, spec, [length + 4], page_type)

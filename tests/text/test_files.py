@@ -2,7 +2,8 @@
 
 import pytest
 
-from fastmixer.text.files import is_json_lines, read_text
+from fastmixer.text.files import read_text
+from fastmixer.text.text_file import is_json_lines
 
 
 @pytest.mark.parametrize(
