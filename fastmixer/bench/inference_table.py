@@ -2,7 +2,7 @@
 
 import statistics
 
-from fastmixer.bench.inference import Bench, Row
+from fastmixer.bench.inference import WARM_ROUNDS, Bench, Row
 
 HEADER = (
     f"{'':<58}{'ours':>9}{'theirs':>9} {'':<9}{'their mode':<17}{'ratio':>7}{'spread':>12}  {'target':<14}of the limit"
@@ -11,7 +11,8 @@ EXPLANATION = (
     "Q4_0 and Q8_0 files are the model's own, written by `fastmixer convert` (all matrices in that type). Ratios are of",
     "medians, beside the better mode of theirs; spread is (largest - smallest) / median. Tokens/s are what each engine",
     "tells of itself. GB/s: bytes of weights, and of keys and values, that tokens need, by time; GOP/s: operations of the",
-    "layers' linear maps, by time, of what the machine does in the numbers that they are multiplied in.",
+    "layers' linear maps, by time, of what the machine does in the numbers that they are multiplied in. Caches have been",
+    "written once before rounds count; ours holds as many tokens as llama.cpp's, or as a round's (loading: the default).",
 )
 
 
@@ -35,7 +36,7 @@ def markdown(rows: list[Row], bench: Bench, about: dict[str, str]) -> str:
     lines += ["Written by `fastmixer bench --against llama.cpp,openvino --markdown benchmarks/RESULTS-inference.md`:"]
     lines += ["each engine in a process of its own, on the same ids, round by round in turn.", ""]
     lines += [f"- {name}: {value}" for name, value in {**about, "model": bench.path.name, **bench.versions}.items()]
-    lines += [f"- rounds: {bench.rounds}, after one that is not counted", ""]
+    lines += [f"- rounds: {bench.rounds}, after {WARM_ROUNDS} that are not counted", ""]
     lines += ["| | ours | theirs | | their mode | ratio | spread (ours / theirs) | target | of the limit |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for one in rows:

@@ -23,12 +23,12 @@ FIRST_JOB = {"prompts": [[10, 11, 12, 13, 14, 15, 16, 17]], "new_tokens": 1}
 class Engine:
     """fm.load, and the time that passes in its native calls."""
 
-    def __init__(self, path: str, threads: int, *, cache: str = "bfloat16"):
+    def __init__(self, path: str, threads: int, *, cache: str = "bfloat16", cache_tokens: int | None = None):
         from fastmixer.kernels.threads import set_threads
         from fastmixer.opening import load
 
         set_threads(threads)
-        self.model = load(path, cache=cache, progress=False)
+        self.model = load(path, cache=cache, cache_tokens=cache_tokens, progress=False)
         self.calls = _TimedCalls(self.model.decoder._decoder)
         self.model.decoder._decoder = self.calls
 

@@ -189,15 +189,24 @@ static void pack_channel_panel(const ChannelMatrix *w, uint8_t *numbers, float *
     memset(out, DOT_OFFSET, (size_t)channel_panel_bytes(w));
     for (ptrdiff_t column = 0; column < VF_WIDTH; column++) {
         ptrdiff_t output = panel * VF_WIDTH + column;
-        float most = 0;
         scales[output] = 0;
         if (output >= w->outputs) continue;
         const float *row = values + output * w->inputs;
-        for (ptrdiff_t i = 0; i < w->inputs; i++) most = fmaxf(most, fabsf(row[i]));
-        if (!(most > 0)) continue;
-        float scale = scales[output] = most / 127.0f;
-        for (ptrdiff_t i = 0; i < w->inputs; i++)
-            out[(i / 4 * VF_WIDTH + column) * 4 + i % 4] = (uint8_t)((int)nearbyintf(row[i] / scale) + DOT_OFFSET);
+        vf part, most = vf_zero();
+        for (ptrdiff_t i = 0; i < w->inputs; i += VF_WIDTH) {
+            load_group(row + i, w->inputs - i, 1, &part);
+            most = vf_max(most, vf_abs(part));
+        }
+        const float largest = vf_largest(most);
+        if (!(largest > 0)) continue;
+        scales[output] = largest / 127.0f;
+        for (ptrdiff_t i = 0; i < w->inputs; i += VF_WIDTH) {
+            int8_t bytes[VF_WIDTH];
+            load_group(row + i, w->inputs - i, 1, &part);
+            store_bytes(bytes, vi_nearest(part / scales[output]) + DOT_OFFSET, VF_WIDTH);
+            for (ptrdiff_t step = i / 4; step < w->steps && 4 * step < i + VF_WIDTH; step++)
+                memcpy(out + (step * VF_WIDTH + column) * 4, bytes + 4 * step - i, 4);
+        }
     }
 }
 

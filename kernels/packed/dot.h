@@ -131,6 +131,9 @@ VEC_INLINE vf vf_load_half(const uint8_t *p) {
 
 /* One half-precision number, exactly. */
 static inline float half_to_float(uint16_t half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half);
+#else
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
     float value;
     if (exponent == 31) bits = sign | 0x7f800000 | fraction << 13;
@@ -141,10 +144,14 @@ static inline float half_to_float(uint16_t half) {
     }
     memcpy(&value, &bits, sizeof value);
     return value;
+#endif
 }
 
 /* The nearest half-precision number, ties to even; too large ones become infinite. */
 static inline uint16_t float_to_half(float value) {
+#if defined(__F16C__)
+    return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
@@ -160,6 +167,7 @@ static inline uint16_t float_to_half(float value) {
     }
     magnitude += 0xfff + (magnitude >> 13 & 1);
     return sign | (uint16_t)((magnitude >> 13) - 0x1c000);
+#endif
 }
 
 #endif

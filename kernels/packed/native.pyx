@@ -24,8 +24,12 @@ from fastmixer.kernels.threads import parallel_for
 cdef extern from "packed/pack.h" nogil:
     enum: HALF_SCALES
     enum: FROM_FLOAT
+    enum: FROM_F16
+    enum: FROM_Q3_K
+    enum: FROM_Q6_K
     void pack_panel_of_blocks(const PackedMatrix *w, uint8_t *data, ptrdiff_t panel, int origin, const uint8_t *raw,
                               ptrdiff_t row_bytes)
+    void widen_row(int origin, const uint8_t *row, ptrdiff_t inputs, float *out)
 
 cdef extern from "packed/channel.h" nogil:
     void pack_channel_panel(const ChannelMatrix *w, uint8_t *numbers, float *scales, ptrdiff_t panel, const float *values)
@@ -34,7 +38,10 @@ BY_NAME = {block_type.name: block_type for block_type in TYPES.values()}
 # Formats whose blocks are packed with their values, name -> number in pack.h; and which a kind holds.
 ORIGINS = {"Q4_0": 0, "Q4_1": 1, "Q4_K": 2, "Q5_0": 3, "Q5_1": 4, "Q8_0": 5, "IQ4_NL": 6}
 EXACT = {"int4": ("Q4_0", "Q4_1", "Q4_K"), "int8": tuple(ORIGINS)}
-WIDENED = 1 << 16  # numbers that one thread widens at a time
+# Formats that are widened here: one product a number at most (where one is added to it, compilers make an FMA of both, and
+# the last bit is not NumPy's).
+WIDENED_HERE = {"F16": FROM_F16, "Q3_K": FROM_Q3_K, "Q6_K": FROM_Q6_K}
+WIDENED = 1 << 16  # numbers that one thread widens at a time with NumPy
 FLOAT_PANELS = 64  # panels' worth of rows that are widened to floats at once when a format is rounded
 
 
@@ -43,6 +50,13 @@ cdef struct PackTask:
     uint8_t *data
     const uint8_t *raw
     ptrdiff_t row_bytes, first_panel
+    int origin
+
+
+cdef struct WidenTask:
+    const uint8_t *raw
+    ptrdiff_t row_bytes, inputs
+    float *out  # [rows, inputs]
     int origin
 
 
@@ -79,10 +93,21 @@ def _pack_into_panels(weight):
 
 
 def _widened(raw, str type_name, inputs):
-    """float32 [outputs, inputs]: the values of raw's blocks. Rows are shared among Python threads: NumPy lets the GIL go."""
+    """float32 [outputs, inputs]: the values of raw's blocks. Of formats that are not widened here rows are shared among Python
+    threads: NumPy lets the GIL go."""
+    cdef WidenTask p
+    cdef const uint8_t[:, ::1] raw_view
+    cdef float[:, ::1] values_view
     if type_name == "F32":
         return raw.view(np.float32)
     values = np.empty((len(raw), inputs), np.float32)
+    if type_name in WIDENED_HERE:
+        raw_view, values_view = np.ascontiguousarray(raw), values
+        p.raw, p.row_bytes, p.inputs, p.out = &raw_view[0, 0], raw_view.shape[1], inputs, &values_view[0, 0]
+        p.origin = WIDENED_HERE[type_name]
+        with nogil:
+            pool_run(widen_one, &p, values_view.shape[0])
+        return values
 
     def widen(part):
         values[part] = dequantize(raw[part], BY_NAME[type_name])
@@ -91,18 +116,23 @@ def _widened(raw, str type_name, inputs):
     return values
 
 
+cdef void widen_one(void *argument, ptrdiff_t task) noexcept nogil:
+    cdef WidenTask *p = <WidenTask *>argument
+    widen_row(p.origin, p.raw + task * p.row_bytes, p.inputs, p.out + task * p.inputs)
+
+
 def _rounded(raw, str type_name, inputs):
     """uint16 [outputs, inputs, or one more where that is odd]: the same in bfloat16, to nearest, ties to even; zeros behind
     the last."""
-    rows = np.zeros((len(raw), inputs + inputs % 2), np.uint16)
-
-    def round_part(part):
-        values = np.ascontiguousarray(dequantize(raw[part], BY_NAME[type_name]))
-        bits = values.view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        rows[part, :inputs] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
-
-    _for_rows(round_part, len(raw), inputs)
+    cdef const float[:, ::1] values
+    cdef uint32_t[:, ::1] words
+    cdef ptrdiff_t first, count = FLOAT_PANELS * VF_WIDTH
+    rows = np.empty((len(raw), inputs + inputs % 2), np.uint16)
+    words = rows.view(np.uint32)
+    for first in range(0, len(rows), count):
+        values = np.ascontiguousarray(_widened(raw[first : first + count], type_name, inputs))
+        with nogil:
+            make_pairs_along(&values[0, 0], values.shape[0], values.shape[1], <float *>&words[first, 0])
     return rows
 
 

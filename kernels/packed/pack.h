@@ -1,14 +1,14 @@
 /* Weights from the blocks of a file into panels (tile.h), and single rows back out of them.
  *
- * Types that are 32 numbers with one scale, and those that come to the same, keep their values; all others arrive as
- * floats and are rounded here. Source of the layouts: ggml's ggml-quants. Knows nothing of files or threads.
+ * Types that are 32 numbers with one scale, and those that come to the same, keep their values; all others are made floats
+ * (some of them here) and rounded. Source of the layouts: ggml's ggml-quants. Knows nothing of files or threads.
  */
 #ifndef FASTMIXER_PACKED_PACK_H
 #define FASTMIXER_PACKED_PACK_H
 
 #include "packed/tile.h"
 
-enum { FROM_Q4_0, FROM_Q4_1, FROM_Q4_K, FROM_Q5_0, FROM_Q5_1, FROM_Q8_0, FROM_IQ4_NL, FROM_FLOAT };
+enum { FROM_Q4_0, FROM_Q4_1, FROM_Q4_K, FROM_Q5_0, FROM_Q5_1, FROM_Q8_0, FROM_IQ4_NL, FROM_FLOAT, FROM_F16, FROM_Q3_K, FROM_Q6_K };
 
 typedef struct {
     int8_t numbers[BLOCK];
@@ -32,31 +32,99 @@ static inline void scale_and_minimum_of_k(const uint8_t *packed, int j, int *sca
     }
 }
 
+/* Half a block's bytes at once: left to themselves, compilers move them one by one (packing took a third of the time that
+ * opening a model did). */
+typedef uint8_t HalfBlock __attribute__((vector_size(BLOCK / 2)));
+
+static inline HalfBlock half_block(const void *in) {
+    HalfBlock bytes;
+    memcpy(&bytes, in, sizeof bytes);
+    return bytes;
+}
+
+static inline void put_half_block(void *out, HalfBlock bytes) { memcpy(out, &bytes, sizeof bytes); }
+
 static inline void nibbles(const uint8_t *in, int8_t *out) {
-    for (int i = 0; i < BLOCK / 2; i++) {
-        out[i] = (int8_t)(in[i] & 15);
-        out[i + BLOCK / 2] = (int8_t)(in[i] >> 4);
-    }
+    const HalfBlock both = half_block(in);
+    put_half_block(out, both & 15);
+    put_half_block(out + BLOCK / 2, both >> 4);
 }
 
 static inline void fifth_bits(const uint8_t *in, int8_t *out) {
-    for (int i = 0; i < BLOCK; i++) out[i] = (int8_t)(out[i] | (in[i / 8] >> i % 8 & 1) << 4);
+    uint32_t bits;
+    memcpy(&bits, in, sizeof bits);
+    for (int i = 0; i < BLOCK; i++) out[i] = (int8_t)(out[i] | (bits >> i & 1) << 4);
 }
 
-/* Floats rounded to 8 bits around zero, or to 4 bits above their smallest. */
-static void round_block(const float *values, ptrdiff_t count, int bits, BlockOfNumbers *out) {
-    float smallest = values[0], largest = values[0];
-    for (ptrdiff_t i = 1; i < count; i++) {
-        smallest = values[i] < smallest ? values[i] : smallest;
-        largest = values[i] > largest ? values[i] : largest;
+/* ---- rows as floats ---- */
+
+static inline void scaled(HalfBlock numbers, float scale, float *out) {
+    int8_t each[BLOCK / 2];
+    put_half_block(each, numbers);
+    for (int i = 0; i < BLOCK / 2; i++) out[i] = scale * (float)each[i];
+}
+
+static inline void halves_to_floats(const uint8_t *in, ptrdiff_t count, float *out) {
+    ptrdiff_t i = 0;
+    for (; HALF_SCALES && i + VF_WIDTH <= count; i += VF_WIDTH) vf_store(out + i, vf_load_half(in + 2 * i));
+    for (; i < count; i++) out[i] = half_at(in + 2 * i);
+}
+
+/* 256 numbers: a third bit [32], two bits [64], scales of six bits [12], scale. Without its third bit a number is 4 less. */
+static void widen_q3_k(const uint8_t *in, float *out) {
+    const float scale = half_at(in + 108);
+    const uint8_t *scales = in + 96;
+    for (int part = 0; part < 16; part++) { /* 16 numbers under one scale */
+        const int quarter = part / 2 % 4, at = part % 2 * 16, shift = 2 * quarter;
+        const HalfBlock low = half_block(in + 32 + part / 8 * 32 + at) >> shift & 3;
+        const HalfBlock third = half_block(in + at) >> (part / 8 * 4 + quarter) & 1;
+        const int four = scales[part % 8] >> (part < 8 ? 0 : 4) & 15, two = scales[8 + part % 4] >> part / 4 * 2 & 3;
+        scaled(low + 4 * third - 4, scale * (float)((four | two << 4) - 32), out + 16 * part);
     }
-    if (bits == 8) {
-        float most = largest > -smallest ? largest : -smallest;
-        out->scale = most / 127.0f, out->minimum = 0;
-    } else
-        out->scale = (largest - smallest) / 15.0f, out->minimum = smallest;
-    for (ptrdiff_t i = 0; i < count; i++)
-        out->numbers[i] = out->scale > 0 ? (int8_t)nearbyintf((values[i] - out->minimum) / out->scale) : 0;
+}
+
+/* 256 numbers: four bits [128], two more [64], scales [16] of eight bits, scale. */
+static void widen_q6_k(const uint8_t *in, float *out) {
+    const float scale = half_at(in + 208);
+    const int8_t *scales = (const int8_t *)in + 192;
+    for (int part = 0; part < 16; part++) {
+        const int quarter = part / 2 % 4, at = part % 2 * 16;
+        const HalfBlock four = half_block(in + part / 8 * 64 + quarter % 2 * 32 + at) >> quarter / 2 * 4 & 15;
+        const HalfBlock two = half_block(in + 128 + part / 8 * 32 + at) >> 2 * quarter & 3;
+        scaled((four | two << 4) - 32, scale * (float)scales[part], out + 16 * part);
+    }
+}
+
+/* out [inputs] = the row's values, to the bit as formats.py has them. */
+static void widen_row(int from, const uint8_t *row, ptrdiff_t inputs, float *out) {
+    if (from == FROM_F16) halves_to_floats(row, inputs, out);
+    else
+        for (ptrdiff_t i = 0; i < inputs; i += 256)
+            if (from == FROM_Q3_K) widen_q3_k(row + i / 256 * 110, out + i);
+            else widen_q6_k(row + i / 256 * 210, out + i);
+}
+
+/* ---- blocks of numbers ---- */
+
+/* Floats rounded to 8 bits around zero, or to 4 bits above their smallest. out: all zeros before. */
+static void round_block(const float *values, ptrdiff_t count, int bits, BlockOfNumbers *out) {
+    float padded[BLOCK];
+    if (count < BLOCK) { /* what lies past the end has no say */
+        for (ptrdiff_t i = 0; i < BLOCK; i++) padded[i] = values[i < count ? i : 0];
+        values = padded;
+    }
+    vf part, smallest = vf_set(values[0]), largest = smallest;
+    UNROLL for (int i = 0; i < BLOCK; i += VF_WIDTH) {
+        part = vf_load(values + i);
+        smallest = vf_min(smallest, part), largest = vf_max(largest, part);
+    }
+    const float least = -vf_largest(-smallest), most = vf_largest(largest);
+    if (bits == 8) out->scale = (most > -least ? most : -least) / 127.0f, out->minimum = 0;
+    else out->scale = (most - least) / 15.0f, out->minimum = least;
+    if (!(out->scale > 0)) return;
+    UNROLL for (int i = 0; i < BLOCK; i += VF_WIDTH)
+        store_bytes(out->numbers + i, vi_nearest((vf_load(values + i) - out->minimum) / out->scale), VF_WIDTH);
+    memset(out->numbers + count, 0, (size_t)(BLOCK - count));
 }
 
 /* Block `block` of a row; past its end zeros. */
@@ -81,8 +149,10 @@ static void read_block(int from, int bits, const uint8_t *row, ptrdiff_t inputs,
         in = row + block / 8 * 144;
         scale_and_minimum_of_k(in + 4, (int)(block % 8), &scale, &minimum);
         out->scale = half_at(in) * (float)scale, out->minimum = -half_at(in + 2) * (float)minimum;
-        for (int i = 0; i < BLOCK; i++)
-            out->numbers[i] = (int8_t)(in[16 + block % 8 / 2 * BLOCK + i] >> (block % 2 ? 4 : 0) & 15);
+        for (int i = 0; i < BLOCK; i += BLOCK / 2) {
+            const HalfBlock both = half_block(in + 16 + block % 8 / 2 * BLOCK + i);
+            put_half_block(out->numbers + i, block % 2 ? both >> 4 : both & 15);
+        }
         break;
     case FROM_Q5_0:
         in = row + block * 22;
@@ -115,6 +185,19 @@ static void read_block(int from, int bits, const uint8_t *row, ptrdiff_t inputs,
     }
 }
 
+/* A column's block, in words of four bytes that lie VF_WIDTH words apart. */
+static inline void write_numbers(uint8_t *place, const BlockOfNumbers *block, int bits, int offset) {
+    const HalfBlock first = half_block(block->numbers), second = half_block(block->numbers + BLOCK / 2);
+    uint8_t bytes[BLOCK];
+    if (bits == 4)
+        put_half_block(bytes, first | second << 4);
+    else {
+        put_half_block(bytes, first + (uint8_t)offset);
+        put_half_block(bytes + BLOCK / 2, second + (uint8_t)offset);
+    }
+    for (int word = 0; word < BLOCK * bits / 32; word++) memcpy(place + 4 * VF_WIDTH * word, bytes + 4 * word, 4);
+}
+
 static inline void write_scale(uint8_t *place, ptrdiff_t column, float value, int half) {
     if (half && HALF_SCALES) {
         uint16_t bits = float_to_half(value);
@@ -134,32 +217,25 @@ static inline float read_scale(const uint8_t *place, ptrdiff_t column, int half)
     return value;
 }
 
-/* Panel `panel` of a weight whose rows lie row_bytes apart. Columns past the last are zero. */
+/* Panel `panel` of a weight whose rows lie row_bytes apart. Columns past the last are zero. Column by column: what is read lies
+ * as it comes from the file, what is written stays in a cache until all columns are there. */
 static void pack_panel_of_blocks(const PackedMatrix *w, uint8_t *data, ptrdiff_t panel, int from, const uint8_t *raw,
                                  ptrdiff_t row_bytes) {
-    ptrdiff_t block_bytes = packed_block_bytes(w->bits), scale_bytes = packed_scale_bytes(w->half);
-    uint8_t *pair = data + panel * w->panel_bytes;
+    const ptrdiff_t block_bytes = packed_block_bytes(w->bits), scale_bytes = packed_scale_bytes(w->half);
     const int offset = packed_offset(w->bits, w->minimum);
-    for (ptrdiff_t block = 0; block < 2 * w->pairs; block += 2, pair += packed_pair_bytes(w->bits, w->half, w->minimum))
-        for (int h = 0; h < 2; h++) {
-            uint8_t *out = pair + h * block_bytes, *scale = pair + 2 * block_bytes + h * scale_bytes;
-            for (ptrdiff_t column = 0; column < VF_WIDTH; column++) {
-                ptrdiff_t output = panel * VF_WIDTH + column;
-                BlockOfNumbers b;
-                memset(&b, 0, sizeof b);
-                if (output < w->outputs) read_block(from, w->bits, raw + output * row_bytes, w->inputs, block + h, &b);
-                for (int g = 0; g < (w->bits == 4 ? GROUPS / 2 : GROUPS); g++)
-                    for (int i = 0; i < 4; i++) {
-                        uint8_t *place = out + (g * VF_WIDTH + column) * 4 + i;
-                        if (w->bits == 4)
-                            *place = (uint8_t)(b.numbers[4 * g + i] | b.numbers[4 * g + i + BLOCK / 2] << 4);
-                        else
-                            *place = (uint8_t)(b.numbers[4 * g + i] + offset);
-                    }
-                write_scale(scale, column, b.scale, w->half);
-                if (w->minimum) write_scale(scale + 2 * scale_bytes, column, b.minimum, w->half);
-            }
+    for (ptrdiff_t column = 0; column < VF_WIDTH; column++) {
+        const ptrdiff_t output = panel * VF_WIDTH + column;
+        uint8_t *pair = data + panel * w->panel_bytes;
+        for (ptrdiff_t block = 0; block < 2 * w->pairs; block++) {
+            uint8_t *out = pair + block % 2 * block_bytes, *scale = pair + 2 * block_bytes + block % 2 * scale_bytes;
+            BlockOfNumbers b;
+            read_block(from, w->bits, raw + output * row_bytes, output < w->outputs ? w->inputs : 0, block, &b);
+            write_numbers(out + 4 * column, &b, w->bits, offset);
+            write_scale(scale, column, b.scale, w->half);
+            if (w->minimum) write_scale(scale + 2 * scale_bytes, column, b.minimum, w->half);
+            if (block % 2) pair += packed_pair_bytes(w->bits, w->half, w->minimum);
         }
+    }
 }
 
 /* out [inputs] = the values of one output's weights. */

@@ -67,13 +67,13 @@ class FakeWorker:
         self.log.append(f"{self.name} closed")
 
 
-def test_workers_take_turns_and_the_first_round_does_not_count(tiny, monkeypatch):
+def test_workers_take_turns_and_warm_rounds_do_not_count(tiny, monkeypatch):
     monkeypatch.setattr(inference, "SETTLE_SECONDS", 0.0)
     log = []
     monkeypatch.setattr(Bench, "start", lambda self, engine, path, threads, **o: FakeWorker(log, o["cache"], 10.0))
     rows = list(Bench(tiny, rounds=2, threads=1).rows())
     turn = ["bfloat16"] * 4 + ["int8"] * 2
-    assert log == turn * 3 + ["bfloat16 closed", "int8 closed"]
+    assert log == turn * (inference.WARM_ROUNDS + 2) + ["bfloat16 closed", "int8 closed"]
     assert [row.target for row in rows] == [3.0, 0.45, 0.6]
     assert rows[0].ours == [80.0, 80.0] and rows[0].ratio == 8 and rows[1].ratio == 1
     assert rows[0].limit.startswith("0 of ") and rows[0].limit.endswith(" GOP/s") and "GB/s" in rows[1].limit
