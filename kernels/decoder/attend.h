@@ -288,27 +288,40 @@ static float query_pairs(const float *query, ptrdiff_t head_dim, int type, int32
 
 enum { RUN_PAGES = 4, RUN_KEYS = RUN_PAGES * PAGE_KEYS };
 
-/* What will be read next, and is asked for on the way: a page's keys or its values, with their scales; or NULL. */
+/* What is asked for while something else is read lies two pieces ahead, one where that is far enough: 4 KB ahead (8-bit pages of 64
+ * numbers a head) memory answers too late (a Zen 4 reads such pages 1.2 times as fast from 8 KB ahead, and no faster from 12). */
+enum { MOST_AHEAD = 2, FAR_ENOUGH = 8192 };
+
+/* A piece of what is read: a page's keys or its values; or NULL. Scales are read with the keys, those of values too: a run's
+ * weights are made before any of its values are read. */
 typedef struct {
     const char *numbers;
-    const float *scales;
-} Next;
+    const float *scales[2];
+} Piece;
 
-VEC_INLINE Next keys_of(const Page *page) { return (Next){page->keys, page->key_scales}; }
+/* Piece i of a run in the order in which it is read, keys first; behind its end those of what is read after it. */
+VEC_INLINE Piece piece_of(const Page *pages, ptrdiff_t count, const Piece after[MOST_AHEAD], ptrdiff_t i) {
+    if (i < count) return (Piece){pages[i].keys, {pages[i].key_scales, pages[i].value_scales}};
+    if (i < 2 * count) return (Piece){pages[i - count].values, {NULL, NULL}};
+    return after[i - 2 * count];
+}
 
-VEC_INLINE Next values_of(const Page *page) { return (Next){page->values, page->value_scales}; }
+VEC_INLINE ptrdiff_t pieces_ahead(int type, ptrdiff_t head_dim) {
+    return PAGE_KEYS * head_dim * number_bytes(type) >= FAR_ENOUGH ? 1 : MOST_AHEAD;
+}
 
 /* Scales too: without it half of the time between the two products went by waiting for them. Returns how many bytes after
  * `numbers` the next ones lie. */
-VEC_INLINE ptrdiff_t ask_for(Next next, const char *numbers) {
+VEC_INLINE ptrdiff_t ask_for(Piece next, const char *numbers) {
     if (next.numbers == NULL) return 0;
-    if (next.scales != NULL)
-        for (ptrdiff_t key = 0; key < PAGE_KEYS; key += 64 / (ptrdiff_t)sizeof(float)) __builtin_prefetch(next.scales + key, 0, 2);
+    for (int i = 0; i < 2; i++)
+        if (next.scales[i] != NULL)
+            for (ptrdiff_t key = 0; key < PAGE_KEYS; key += 64 / (ptrdiff_t)sizeof(float)) __builtin_prefetch(next.scales[i] + key, 0, 2);
     return next.numbers - numbers;
 }
 
 /* scores [rows][RUN_KEYS] of one page, at least those of the run's keys begin..stop-1; not scaled. */
-static void score_page(ptrdiff_t rows, const float *queries, const Page *page, Next next, ptrdiff_t head_dim, ptrdiff_t begin,
+static void score_page(ptrdiff_t rows, const float *queries, const Page *page, Piece next, ptrdiff_t head_dim, ptrdiff_t begin,
                        ptrdiff_t stop, float *scores) {
     const ptrdiff_t ahead = ask_for(next, page->keys);
     const ptrdiff_t from = begin > page->place ? begin - page->place : 0;
@@ -360,7 +373,7 @@ VEC_INLINE float soften(float *w, float query_scale, const Page *pages, ptrdiff_
 /* g->blend += weights times the values of the run's keys lowest..highest-1 that the page holds. weights [rows][RUN_KEYS], or if
  * is_paired their words [rows][RUN_KEYS / 2], to be multiplied by weight_scales [rows]. */
 static void blend_page(const Gathered *g, ptrdiff_t rows, const float *weights, const int32_t *words, const float *weight_scales,
-                       const Page *page, Next next, ptrdiff_t head_dim, ptrdiff_t lowest, ptrdiff_t highest) {
+                       const Page *page, Piece next, ptrdiff_t head_dim, ptrdiff_t lowest, ptrdiff_t highest) {
     const ptrdiff_t ahead = ask_for(next, page->values);
     const int paired = is_paired(page->type, head_dim);
     /* Keys that nobody sees may hold anything, NaN too: they are left out, not multiplied by zero. */
@@ -390,9 +403,10 @@ static void blend_page(const Gathered *g, ptrdiff_t rows, const float *weights, 
 /* At most ATTEND_ROWS rows meet a run of pages, whose softmax is one: all scores first, then all values. The maxima and sums across
  * lanes that every page brought with it took a quarter of the time. queries [rows][head_dim], times scale, or if is_paired their
  * words [rows][head_dim / 2]; query_scales [rows] is what their scores are multiplied by; row i sees keys first[i]..end[i]-1 of the
- * run; `after` will be read after it. head_dim is a multiple of VF_WIDTH. What was gathered before is overwritten. */
+ * run; `after` will be read after it: its first pieces. head_dim is a multiple of VF_WIDTH. What was gathered before is overwritten. */
 static void attend_run(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *pages,
-                       ptrdiff_t count, Next after, ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end) {
+                       ptrdiff_t count, const Piece after[MOST_AHEAD], ptrdiff_t head_dim, float softcap, const ptrdiff_t *first,
+                       const ptrdiff_t *end) {
     float weights[ATTEND_ROWS * RUN_KEYS], weight_scales[ATTEND_ROWS];
     int32_t words[ATTEND_ROWS * RUN_KEYS / 2];
     ptrdiff_t lowest = first[0], highest = end[0];
@@ -406,15 +420,16 @@ static void attend_run(const Gathered *g, ptrdiff_t rows, const float *queries, 
     const int type = pages->type, paired = is_paired(type, head_dim);
     /* whole vectors of keys, as far as some row sees; words take two of them */
     const ptrdiff_t step = 2 * VF_WIDTH, begin = lowest / step * step, stop = (highest + step - 1) / step * step;
+    const ptrdiff_t ahead = pieces_ahead(type, head_dim);
     for (ptrdiff_t p = 0; p < count; p++)
-        score_page(rows, queries, pages + p, p + 1 < count ? keys_of(pages + p + 1) : values_of(pages), head_dim, begin, stop, weights);
+        score_page(rows, queries, pages + p, piece_of(pages, count, after, p + ahead), head_dim, begin, stop, weights);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * RUN_KEYS;
         float most = soften(w, query_scales[i], pages, count, begin, stop, first[i], end[i], softcap, g->totals + i, g->largest + i);
         if (paired) weight_scales[i] = paired_words(w + begin, stop - begin, most, type, words + (i * RUN_KEYS + begin) / 2);
     }
     for (ptrdiff_t p = 0; p < count; p++)
-        blend_page(g, rows, weights, words, weight_scales, pages + p, p + 1 < count ? values_of(pages + p + 1) : after, head_dim, lowest,
+        blend_page(g, rows, weights, words, weight_scales, pages + p, piece_of(pages, count, after, count + p + ahead), head_dim, lowest,
                    highest);
 }
 

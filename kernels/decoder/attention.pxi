@@ -22,14 +22,14 @@ cdef extern from "decoder/attend.h" nogil:
         const float *value_scales
         ptrdiff_t value_row, place
         int type
-    ctypedef struct Next:
-        const char *numbers
-        const float *scales
-    Next keys_of(const Page *page)
+    enum: MOST_AHEAD
+    ctypedef struct Piece:
+        pass
+    Piece piece_of(const Page *pages, ptrdiff_t count, const Piece *after, ptrdiff_t i)
     bint is_paired(int type, ptrdiff_t head_dim)
     float query_pairs(const float *query, ptrdiff_t head_dim, int type, int32_t *words)
     void attend_run(const Gathered *g, ptrdiff_t rows, const float *queries, const float *query_scales, const Page *pages,
-                    ptrdiff_t count, Next after, ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
+                    ptrdiff_t count, const Piece *after, ptrdiff_t head_dim, float softcap, const ptrdiff_t *first, const ptrdiff_t *end)
     uint16_t bfloat16_of(float x)
 
 cdef extern from "decoder/attend_tile.h" nogil:
@@ -310,36 +310,42 @@ cdef inline Gathered from_row(const Gathered *g, ptrdiff_t row) noexcept nogil:
     return part
 
 
+cdef ptrdiff_t run_of(const Step *s, const AttendTask *task, Page *run) noexcept nogil:
+    """Pages that the task reads, as many as are kept of a run (of a tile's, the first ones); returns how many."""
+    cdef ptrdiff_t page, count = 0
+    for page in range(task.first_page, min(task.end_page, task.first_page + RUN_PAGES)):
+        if is_kept(s, task, page):
+            run[count] = look_at(s, task, page)
+            count += 1
+    return count
+
+
 cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
     """Few rows read a run of pages as they lie, ATTEND_ROWS at a time, and ask on the way for the one that this thread is likely to
     read next."""
     cdef const Model *m = s.model
     cdef const AttendPlan *plan = &s.attend[s.layer.group]
     cdef const AttendTask *task = &plan.tasks[index]
-    cdef const AttendTask *next_task
     cdef ptrdiff_t heads = m.heads // m.kv_heads, dim = m.head_dim, rows = task.count * heads
-    cdef ptrdiff_t row, i, page, position, count = 0, token = s.starts[task.sequence] + task.first
+    cdef ptrdiff_t row, i, position, count, next_count = 0, token = s.starts[task.sequence] + task.first
     cdef float *memory = <float *>pool_scratch(sizeof(float) * (rows * (dim + 2) + ATTEND_ROWS * dim))
     cdef float *queries = memory + rows * (dim + 2)
     cdef Gathered g = gathered(s, task, memory, rows, dim)
     cdef Gathered part
     cdef Page run[RUN_PAGES]
-    cdef Page look
-    cdef Next after, nothing
+    cdef Page next_run[RUN_PAGES]
+    cdef Piece nothing[MOST_AHEAD]
+    cdef Piece after[MOST_AHEAD]
     cdef const float *query
     cdef float query_scales[ATTEND_ROWS]
     cdef ptrdiff_t first[ATTEND_ROWS]
     cdef ptrdiff_t end[ATTEND_ROWS]
-    for page in range(task.first_page, task.end_page):
-        if is_kept(s, task, page):
-            run[count] = look_at(s, task, page)
-            count += 1
-    nothing.numbers, nothing.scales = NULL, NULL
-    after = nothing
+    count = run_of(s, task, run)
     if index + pool_threads() < plan.task_count:
-        next_task = task + pool_threads()
-        look = look_at(s, next_task, next_task.first_page)
-        after = keys_of(&look)
+        next_count = run_of(s, task + pool_threads(), next_run)
+    memset(nothing, 0, sizeof(nothing))
+    for i in range(MOST_AHEAD):
+        after[i] = piece_of(next_run, next_count, nothing, i)
     row = 0
     while row < rows:
         for i in range(min(ATTEND_ROWS, rows - row)):
@@ -354,7 +360,7 @@ cdef void attend_few(Step *s, ptrdiff_t index) noexcept nogil:
             end[i] = max(0, min((task.end_page - task.first_page) * PAGE_KEYS, position + 1))
         part = from_row(&g, row)
         attend_run(&part, min(ATTEND_ROWS, rows - row), queries, query_scales, run, count,
-                   after if row + ATTEND_ROWS >= rows else nothing, dim, m.attention_softcap, first, end)
+                   &after[0] if row + ATTEND_ROWS >= rows else &nothing[0], dim, m.attention_softcap, first, end)
         row += ATTEND_ROWS
     if task.slot < 0:
         finish_queries(s, task, &g)

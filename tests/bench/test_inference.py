@@ -128,6 +128,7 @@ def test_a_converted_file_is_written_once(tiny, tmp_path, monkeypatch):
 
 def test_what_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTMIXER_TEST_CACHE", str(tmp_path / "none"))
+    model_files.cached_model.cache_clear()  # a test before may have found it elsewhere
     warning = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('<x at 0x7f>: Connection refused')': /simple/"
     for errors, told in (
         (f"{warning}\nERROR: Could not find a version\nERROR: No matching distribution found for x\n", "Connection refused"),
