@@ -10,6 +10,10 @@
  * columns at a time, with a sum each, took 1.2-1.5 times as long in float32). */
 #define SUM_PARTS 4
 #define DOT_ROWS (VF_REGISTERS == 32 ? 4 : 2)
+/* Every ASKED_EVERY words the line that lies WORDS_AHEAD further is asked for. What follows it processors fetch on their own, but no
+ * further than a page of 4 KB (a Zen 4 takes 10 % more time without, on two threads 6 %; 20 % more if every line is asked for).
+ * Not by DOT_ROWS rows of floats, whose products take longer than memory: 6-15 % more time with it. */
+enum { ASKED_EVERY = 128, WORDS_AHEAD = 2048 };
 
 VEC_INLINE vf dot_step(vf sum, vf a, vf w, const int pairs) { return pairs ? bf16_dot(sum, a, w) : vf_fma(a, w, sum); }
 
@@ -22,6 +26,7 @@ VEC_INLINE void dot_words(const int rows, const int pairs, const float *x, const
         UNROLL for (int p = 0; p < SUM_PARTS; p++) total[i][p] = vf_zero();
     }
     for (; k + SUM_PARTS * VF_WIDTH <= words; k += SUM_PARTS * VF_WIDTH) {
+        if ((pairs || rows < DOT_ROWS) && k % ASKED_EVERY == 0) __builtin_prefetch(weight + k + WORDS_AHEAD, 0, 2);
         UNROLL for (int p = 0; p < SUM_PARTS; p++) {
             const vf w = vf_load(weight + k + p * VF_WIDTH);
             UNROLL for (int i = 0; i < rows; i++) total[i][p] = dot_step(total[i][p], vf_load(x + i * words + k + p * VF_WIDTH), w, pairs);
