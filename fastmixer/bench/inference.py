@@ -25,8 +25,8 @@ SETTLE_SECONDS = (
 )
 PROMPT, NEW, SEQUENCES = 510, 64, 8
 SHORT, LONG = 64, 4096
-# Tokens that our cache holds: as many as llama.cpp's here, or just all of a round's. So what counts is written to pages that were
-# written before, as theirs is: a virtual machine may take a tenth of a prompt's time to get new ones from its host.
+# Tokens that our cache holds: as many as llama.cpp's here, or just all of a round's. So what counts is written to pages that
+# were written before, as theirs is: a virtual machine may take a tenth of a prompt's time to get new ones from its host.
 CACHE = 1024
 CACHE_OF_ROUND = LONG + 1280
 AVX2 = "x86_64_v3"
