@@ -22,6 +22,7 @@ cdef extern from "search/tile.h" nogil:
     void tile_of_one(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
     void tile_of_two(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
     void tile_of_all(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
+    void dot_halves(int count, const float **queries, const uint16_t *row, ptrdiff_t depth, float *sums)
 
 cdef enum:
     ROWS = 128  # of vectors, whole tiles, that stay in L2 while panels of queries pass by: 192 KB if each has 384 numbers
@@ -32,6 +33,10 @@ cdef enum:
     HEAP_BYTES = 1 << 24  # of all heaps, unless one panel's are larger
     FEW_QUERIES = 2
     AHEAD = 16  # rows that are asked for ahead while the first panel is multiplied
+    # Of few queries: every so many numbers of rows the line is asked for that lies so much further; what follows it processors fetch on
+    # their own, but no further than a page of 4 KB.
+    ASKED_EVERY = 128
+    ASKED_AHEAD = 2048
     SEEN_ROWS = 8  # that are looked at together for scores that pass
 
 
@@ -100,23 +105,24 @@ cdef void search_part(void *argument, ptrdiff_t part) noexcept nogil:
     cdef int64_t *ids = s.part_ids + part * s.count * s.k
     cdef float *scores = s.part_scores + part * s.count * s.k
     cdef const float *block
+    cdef const uint16_t *halves
     cdef ptrdiff_t panel, query
     cdef float check = 0
+    cdef bint opens = s.halves != NULL and not (HALF_SCALES and s.count <= FEW_QUERIES)  # else they are widened in registers
     empty_heap(ids, scores, s.count * s.k)
     for query in range(s.panels * TILE_COLUMNS):
         thresholds[query] = -INFINITY if query < s.count else INFINITY
     while row < stop:
         rows = min(ROWS, stop - row)
-        if s.halves != NULL:
-            open_halves(s.halves + row * s.dim, opened, rows * s.dim)
-            block = opened
-        else:
-            block = s.vectors + row * s.dim
+        halves = s.halves + row * s.dim if s.halves != NULL else NULL
+        block = opened if s.halves != NULL else s.vectors + row * s.dim
+        if opens:
+            open_halves(halves, opened, rows * s.dim)
         if s.count <= FEW_QUERIES:
-            check += search_few(s, block, row, rows, ids, scores)
+            check += search_few(s, NULL if opens else halves, block, row, rows, ids, scores)
         else:
             for panel in range(s.panels):
-                multiply_panel(s, block, rows, panel, s.rows - row if s.halves == NULL else 0, scratch)
+                multiply_panel(s, block, rows, panel, row, scratch)
                 query = panel * TILE_COLUMNS
                 check += keep_best(
                     scratch, row, rows, min(TILE_COLUMNS, s.count - query), thresholds + query, ids + query * s.k,
@@ -139,20 +145,27 @@ cdef void open_halves(const uint16_t *halves, float *out, ptrdiff_t count) noexc
 
 
 cdef float search_few(
-    Search *s, const float *block, ptrdiff_t first, ptrdiff_t rows, int64_t *ids, float *scores
+    Search *s, const uint16_t *halves, const float *block, ptrdiff_t first, ptrdiff_t rows, int64_t *ids, float *scores
 ) noexcept nogil:
-    """A block of rows against at most FEW_QUERIES; returns 0 if all scores are finite, else NaN."""
+    """A block of rows (halves, unless that is NULL) against at most FEW_QUERIES; returns 0 if all scores are finite, else NaN."""
     cdef const float *starts[TILE_ROWS]
     cdef float sums[FEW_QUERIES]
     cdef float check = 0
-    cdef ptrdiff_t row, query
+    cdef ptrdiff_t row, query, i
     for query in range(TILE_ROWS):
         starts[query] = s.queries + min(query, s.count - 1) * s.dim
     for row in range(rows):
-        if s.count == 1:
-            dot_multiply(1, starts, block + row * s.dim, s.dim, sums, 1)
+        if halves != NULL and s.count == 1:
+            dot_halves(1, starts, halves + row * s.dim, s.dim, sums)
+        elif halves != NULL:
+            dot_halves(2, starts, halves + row * s.dim, s.dim, sums)
         else:
-            dot_multiply(2, starts, block + row * s.dim, s.dim, sums, 1)
+            for i from 0 <= i < s.dim by ASKED_EVERY:
+                prefetch_read(block + row * s.dim + i + ASKED_AHEAD)
+            if s.count == 1:
+                dot_multiply(1, starts, block + row * s.dim, s.dim, sums, 1)
+            else:
+                dot_multiply(2, starts, block + row * s.dim, s.dim, sums, 1)
         for query in range(s.count):
             check += sums[query] * 0
             if sums[query] > scores[query * s.k]:
@@ -161,9 +174,9 @@ cdef float search_few(
 
 
 cdef void multiply_panel(
-    Search *s, const float *block, ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t rows_left, float *out
+    Search *s, const float *block, ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t first, float *out
 ) noexcept nogil:
-    """out [rows, TILE_COLUMNS] = a block of rows times one panel of queries. rows_left: in memory from the block on."""
+    """out [rows, TILE_COLUMNS] = a block of rows, the first of which is row `first`, times one panel of queries."""
     cdef ptrdiff_t width = min(TILE_COLUMNS, s.count - panel * TILE_COLUMNS), k_start = 0, depth, tile, i, ahead
     cdef const float *starts[TILE_ROWS]
     cdef const float *queries
@@ -175,7 +188,10 @@ cdef void multiply_panel(
             # Rows past the end repeat the last one: computed, never kept.
             for i in range(TILE_ROWS):
                 starts[i] = block + min(tile + i, rows - 1) * s.dim + k_start
-            ahead = AHEAD * s.dim if panel == 0 and tile + AHEAD + TILE_ROWS <= rows_left else 0
+            ahead = AHEAD * s.dim if s.halves == NULL and panel == 0 and first + tile + AHEAD + TILE_ROWS <= s.rows else 0
+            if s.halves != NULL and panel == 0 and k_start == 0:  # the next block's, which will be opened
+                for i from 0 <= i < TILE_ROWS * s.dim by 2 * LINE:
+                    prefetch_read(s.halves + (first + ROWS + tile) * s.dim + i)
             if width <= VF_WIDTH:
                 tile_of_one(starts, queries, depth, ahead, out + tile * TILE_COLUMNS, k_start > 0)
             elif width <= 2 * VF_WIDTH:

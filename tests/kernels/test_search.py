@@ -97,6 +97,17 @@ def test_half_precision_numbers_of_every_size(kernel, rng):
     np.testing.assert_array_equal(vectors[ids[0], 0].astype(np.float32), scores[0])
 
 
+@pytest.mark.parametrize("queries", [1, 2, 3, 50])
+@pytest.mark.parametrize("dim", [1, 15, 33, 64, 130])
+def test_float16_comes_out_as_its_numbers_in_float32(kernel, rng, dim, queries):
+    vectors = rng.standard_normal((1500, dim), np.float32).astype(np.float16)
+    wanted = rng.standard_normal((queries, dim), np.float32)
+    ids, scores, _ = run(kernel, vectors, wanted, 9)
+    plain_ids, plain_scores, _ = run(kernel, vectors.astype(np.float32), wanted, 9)
+    np.testing.assert_array_equal(ids, plain_ids)
+    np.testing.assert_array_equal(scores, plain_scores)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("queries", [1, 45, 300])
 def test_threads_change_nothing(kernel, rng, queries, dtype):
