@@ -147,6 +147,19 @@ static inline float half_to_float(uint16_t half) {
 #endif
 }
 
+static inline float half_at(const uint8_t *p) {
+    uint16_t half;
+    memcpy(&half, p, sizeof half);
+    return half_to_float(half);
+}
+
+/* So many of them, one after another. */
+static inline void halves_to_floats(const uint8_t *in, ptrdiff_t count, float *out) {
+    ptrdiff_t i = 0;
+    for (; HALF_SCALES && i + VF_WIDTH <= count; i += VF_WIDTH) vf_store(out + i, vf_load_half(in + 2 * i));
+    for (; i < count; i++) out[i] = half_at(in + 2 * i);
+}
+
 /* The nearest half-precision number, ties to even; too large ones become infinite. */
 static inline uint16_t float_to_half(float value) {
 #if defined(__F16C__)

@@ -15,12 +15,6 @@ typedef struct {
     float scale, minimum;
 } BlockOfNumbers;
 
-static inline float half_at(const uint8_t *p) {
-    uint16_t half;
-    memcpy(&half, p, sizeof half);
-    return half_to_float(half);
-}
-
 /* The six-bit scale and minimum of sub-block j of a K block. */
 static inline void scale_and_minimum_of_k(const uint8_t *packed, int j, int *scale, int *minimum) {
     if (j < 4) {
@@ -62,12 +56,6 @@ static inline void scaled(HalfBlock numbers, float scale, float *out) {
     int8_t each[BLOCK / 2];
     put_half_block(each, numbers);
     for (int i = 0; i < BLOCK / 2; i++) out[i] = scale * (float)each[i];
-}
-
-static inline void halves_to_floats(const uint8_t *in, ptrdiff_t count, float *out) {
-    ptrdiff_t i = 0;
-    for (; HALF_SCALES && i + VF_WIDTH <= count; i += VF_WIDTH) vf_store(out + i, vf_load_half(in + 2 * i));
-    for (; i < count; i++) out[i] = half_at(in + 2 * i);
 }
 
 /* 256 numbers: a third bit [32], two bits [64], scales of six bits [12], scale. Without its third bit a number is 4 less. */

@@ -14,8 +14,7 @@ from libc.stdint cimport INT64_MAX, uint8_t, uint16_t
 from libc.string cimport memmove
 
 cdef extern from "packed/dot.h" nogil:
-    vf vf_load_half(const uint8_t *p)
-    float half_to_float(uint16_t half)
+    void halves_to_floats(const uint8_t *halves, ptrdiff_t count, float *out)
     enum: HALF_SCALES
 
 cdef extern from "search/tile.h" nogil:
@@ -117,7 +116,7 @@ cdef void search_part(void *argument, ptrdiff_t part) noexcept nogil:
         halves = s.halves + row * s.dim if s.halves != NULL else NULL
         block = opened if s.halves != NULL else s.vectors + row * s.dim
         if opens:
-            open_halves(halves, opened, rows * s.dim)
+            halves_to_floats(<const uint8_t *>halves, rows * s.dim, opened)
         if s.count <= FEW_QUERIES:
             check += search_few(s, NULL if opens else halves, block, row, rows, ids, scores)
         else:
@@ -130,18 +129,6 @@ cdef void search_part(void *argument, ptrdiff_t part) noexcept nogil:
                 )
         row += rows
     s.checks[part] = check
-
-
-cdef void open_halves(const uint16_t *halves, float *out, ptrdiff_t count) noexcept nogil:
-    """float32 of float16."""
-    cdef ptrdiff_t i = 0
-    if HALF_SCALES:
-        while i + VF_WIDTH <= count:
-            vf_store(out + i, vf_load_half(<const uint8_t *>(halves + i)))
-            i += VF_WIDTH
-    while i < count:
-        out[i] = half_to_float(halves[i])
-        i += 1
 
 
 cdef float search_few(
