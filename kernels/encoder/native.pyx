@@ -58,6 +58,7 @@ cdef class Encoder:
         """hidden [tokens, dim] after the final norm. Shapes: reference.py."""
         cdef Call call
         cdef Step s
+        cdef ptrdiff_t alone  # chunks that are one thread's each; all threads share what is left of them
         if ids.shape[0] == 0:
             return
         call.model, call.sequences = &self.model, starts.shape[0] - 1
@@ -67,10 +68,10 @@ cdef class Encoder:
         call.bounds = &bounds[0]
         with nogil:
             call.chunks = cut_into_chunks(&call)
-            if call.chunks >= CHUNKS_A_THREAD * pool_threads():
-                pool_run(chunk_block, &call, call.chunks)
-            else:
-                s = step_of(&call, 0, call.sequences)
+            alone = call.chunks // pool_threads() * pool_threads() if call.chunks >= CHUNKS_A_THREAD * pool_threads() else 0
+            pool_run(chunk_block, &call, alone)
+            if alone < call.chunks:
+                s = step_of(&call, call.bounds[alone], call.sequences)
                 run(&s, True)
 
 
