@@ -249,7 +249,10 @@ static void tile_product_of(ptrdiff_t rows, int pairs, const float *a, ptrdiff_t
 VEC_INLINE float finish_scores(const KeyBlock *b, float *w, ptrdiff_t begin, ptrdiff_t stop, ptrdiff_t first, ptrdiff_t end,
                                float softcap, const float *added) {
     vf most = vf_set(-INFINITY);
-    for (ptrdiff_t j = begin; j < stop; j += VF_WIDTH) {
+    ptrdiff_t j = begin;
+    if (b->key_scales == NULL && added == NULL && !(softcap > 0) && first <= begin) /* nothing to do but where a row ends */
+        for (; j + VF_WIDTH <= end; j += VF_WIDTH) most = vf_max(most, vf_load(w + j));
+    for (; j < stop; j += VF_WIDTH) {
         vf score = vf_load(w + j);
         int edge = j < first || j + VF_WIDTH > end;
         if (b->key_scales != NULL) score = score * vf_load(b->key_scales + j);
@@ -267,26 +270,28 @@ VEC_INLINE float finish_scores(const KeyBlock *b, float *w, ptrdiff_t begin, ptr
     return vf_largest(most);
 }
 
-/* w becomes the words of e^(w - largest), times the values' scales; returns the sum of the weights before those. */
-VEC_INLINE float weights_of(const KeyBlock *b, float *w, ptrdiff_t begin, ptrdiff_t stop, float largest) {
-    vf total = vf_zero();
+/* w becomes the words of e^(w - largest), times the values' scales; returns the sum of the weights before those. In pairs, of two
+ * vectors at a time, of which begin and stop are multiples. */
+VEC_INLINE float weights_of(const int pairs, const float *value_scales, float *w, ptrdiff_t begin, ptrdiff_t stop, float largest) {
+    vf total = vf_zero(), next_total = vf_zero();
     for (ptrdiff_t j = begin; j < stop; j += 2 * VF_WIDTH) {
         vf weight = vf_exp_negative(vf_load(w + j) - largest), next = vf_zero();
+        const int both = pairs || j + VF_WIDTH < stop;
         total += weight;
-        if (b->value_scales != NULL) weight = weight * vf_load(b->value_scales + j);
-        if (j + VF_WIDTH < stop) {
+        if (value_scales != NULL) weight = weight * vf_load(value_scales + j);
+        if (both) {
             next = vf_exp_negative(vf_load(w + j + VF_WIDTH) - largest);
-            total += next;
-            if (b->value_scales != NULL) next = next * vf_load(b->value_scales + j + VF_WIDTH);
+            next_total += next;
+            if (value_scales != NULL) next = next * vf_load(value_scales + j + VF_WIDTH);
         }
-        if (b->pairs)
+        if (pairs)
             vf_store(w + j / 2, bf16_neighbours(weight, next));
         else {
             vf_store(w + j, weight);
-            if (j + VF_WIDTH < stop) vf_store(w + j + VF_WIDTH, next);
+            if (both) vf_store(w + j + VF_WIDTH, next);
         }
     }
-    return vf_sum(total);
+    return vf_sum(total + next_total);
 }
 
 /* Rows row..row+rows-1 (at most ATTEND_TILE_ROWS) meet a block. queries: words [rows][depth, padded], times scale; row i sees
@@ -309,24 +314,27 @@ static void attend_tile(const Gathered *g, ptrdiff_t row, ptrdiff_t rows, const 
     else
         tile_product_of(rows, b->pairs, queries + row * query_row, query_row, b->keys + begin, b->key_row, weights + begin, BLOCK_KEYS,
                     stop - begin, b->depth, 0);
+    float *largest = g->largest + row;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        float most = finish_scores(b, weights + i * BLOCK_KEYS, begin, stop, first[i], end[i], softcap, added != NULL ? added[i] : NULL);
+        if (!(most > largest[i])) continue;
+        if (largest[i] != -INFINITY) {
+            float correction = expf(largest[i] - most);
+            g->totals[row + i] *= correction;
+            for (ptrdiff_t d = 0; d < g->dim; d += VF_WIDTH) {
+                float *place = g->blend + (row + i) * g->dim + d;
+                vf_store(place, vf_load(place) * correction);
+            }
+        }
+        largest[i] = most;
+    }
+    /* in a loop of its own: the first weights of a row would wait for its largest score */
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *w = weights + i * BLOCK_KEYS;
-        float largest = finish_scores(b, w, begin, stop, first[i], end[i], softcap, added != NULL ? added[i] : NULL);
-        float before = g->largest[row + i];
-        if (largest > before) {
-            if (before != -INFINITY) {
-                float correction = expf(before - largest);
-                g->totals[row + i] *= correction;
-                for (ptrdiff_t d = 0; d < g->dim; d += VF_WIDTH) {
-                    float *place = g->blend + (row + i) * g->dim + d;
-                    vf_store(place, vf_load(place) * correction);
-                }
-            }
-            g->largest[row + i] = largest;
-        } else
-            largest = before;
-        if (largest == -INFINITY) largest = 0; /* no key is seen yet: every weight becomes 0 */
-        g->totals[row + i] += weights_of(b, w, begin, stop, largest);
+        const float most = largest[i] == -INFINITY ? 0 : largest[i]; /* no key is seen yet: every weight becomes 0 */
+        if (!b->pairs) g->totals[row + i] += weights_of(0, b->value_scales, w, begin, stop, most);
+        else if (b->value_scales != NULL) g->totals[row + i] += weights_of(1, b->value_scales, w, begin, stop, most);
+        else g->totals[row + i] += weights_of(1, NULL, w, begin, stop, most);
     }
     /* Values that nobody sees may be anything, NaN too: they are left out, not multiplied by zero (tiles: those of other pages). */
     if (b->tiles) {

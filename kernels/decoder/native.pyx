@@ -5,6 +5,7 @@ Shapes and meaning: reference.py, spec.py, pages.py. Keys lie transposed within 
 """
 
 include "vec.pxi"
+include "norm/sums.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
 include "packed/packed.pxi"

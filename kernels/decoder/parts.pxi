@@ -1,15 +1,8 @@
 # What decoders and encoders are made of: norms, linear maps, feedforward, over rows of tokens. Include after "vec.pxi",
-# "matmul/gemm.pxi", "matmul/linear.pxi", "packed/packed.pxi", "packed/channel.pxi", "packed/rows.pxi" and
+# "norm/sums.pxi", "matmul/gemm.pxi", "matmul/linear.pxi", "packed/packed.pxi", "packed/channel.pxi", "packed/rows.pxi" and
 # "packed/matrix.pxi".
 
 from libc.math cimport INFINITY, expf, fabsf, nearbyintf, sqrtf, tanhf
-
-cdef extern from *:
-    """
-    /* The first n lanes of x, zeros behind them. */
-    static inline vf vf_only_first(vf x, ptrdiff_t n) { return vf_select(vi_lanes() < (int32_t)n, x, vf_zero()); }
-    """
-    vf vf_only_first(vf x, ptrdiff_t n) nogil
 
 cdef enum:
     ROWS_A_BLOCK = 8  # rows a task of norms and rotations: up to so many the caller does alone
@@ -130,29 +123,10 @@ cdef void norm_block(void *argument, ptrdiff_t task) noexcept nogil:
             round_channel_row(n.out + row * n.width, n.width, n.rounded, row)
 
 
-cdef inline float sum_of(const float *x, ptrdiff_t width, float centre, bint squares) noexcept nogil:
-    """The sum of x - centre, or of its squares."""
-    cdef vf total[2]
-    cdef vf value, middle = vf_set(centre)
-    cdef ptrdiff_t i = 0, left
-    total[0], total[1] = vf_zero(), vf_zero()
-    while i < width:
-        left = width - i
-        value = vf_sub(load_part(x + i, left), middle)
-        if squares:
-            if left < VF_WIDTH:  # lanes past the end count for nothing
-                value = vf_only_first(value, left)
-            total[i // VF_WIDTH % 2] = vf_fma(value, value, total[i // VF_WIDTH % 2])
-        else:
-            total[i // VF_WIDTH % 2] = vf_add(value, total[i // VF_WIDTH % 2])
-        i += VF_WIDTH
-    return vf_sum(vf_add(total[0], total[1]))
-
-
 cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width, bint add) noexcept nogil:
     """One row normalized: LayerNorm or RMSNorm."""
-    cdef float mean = sum_of(x, width, 0, False) / width if norm.layernorm else 0
-    cdef vf inverse = vf_set(1 / sqrtf(sum_of(x, width, mean, True) / width + norm.epsilon)), middle = vf_set(mean), value
+    cdef float mean = row_sum(x, width) / width if norm.layernorm else 0
+    cdef vf inverse = vf_set(1 / sqrtf(row_square_sum(x, mean, width) / width + norm.epsilon)), middle = vf_set(mean), value
     cdef ptrdiff_t i = 0, left
     while i < width:
         left = width - i

@@ -7,6 +7,7 @@ Knows nothing of pooling.
 """
 
 include "vec.pxi"
+include "norm/sums.pxi"
 include "matmul/gemm.pxi"
 include "matmul/linear.pxi"
 include "packed/packed.pxi"

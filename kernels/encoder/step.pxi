@@ -248,6 +248,7 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef const float *v = s.v + task.start * width + task.head * m.head_dim
     cdef float *out = s.attended + (task.start + task.first) * width + task.head * m.head_dim
     cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + key_block_floats(m.head_dim)))
+    cdef float inverse
     cdef Gathered g
     cdef KeyBlock seen
     cdef ptrdiff_t first[ATTEND_TILE_ROWS]
@@ -283,5 +284,6 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     end_block(&seen)
 
     for row in range(rows):
-        for d in range(m.head_dim):
-            out[row * width + d] = g.blend[row * dim + d] / g.totals[row]
+        inverse = 1 / g.totals[row]
+        for d from 0 <= d < m.head_dim by VF_WIDTH:
+            store_part(out + row * width + d, vf_mul(vf_load(g.blend + row * dim + d), vf_set(inverse)), m.head_dim - d)
