@@ -26,6 +26,8 @@ cdef enum:
     QUERY_TILE = 128  # queries a task: they share the copy of their keys and values
     CHUNK_TOKENS = 128  # of the sequences that one thread takes through all layers: their activations stay in L2
     CHUNKS_A_THREAD = 2  # fewer, and all threads share every layer instead: the last ones would wait too long
+    CHUNKS_LEFT = 3  # of a call's tokens at least so many chunks a thread are left, smaller ones: all end at about the same time
+    LAST_CHUNK_TOKENS = 32
     CHUNK_LEAST = 8  # tokens: below that products of few rows add up in another order
 
 
@@ -120,10 +122,12 @@ cdef struct Call:
 
 
 cdef ptrdiff_t cut_into_chunks(Call *call) noexcept nogil:
-    """call.bounds: whole sequences of about CHUNK_TOKENS together; returns how many chunks there are."""
-    cdef ptrdiff_t chunks = 0, sequence, first = 0, tokens = call.starts[call.sequences]
+    """call.bounds: whole sequences of about CHUNK_TOKENS together, in the end of fewer; returns how many chunks there are."""
+    cdef ptrdiff_t chunks = 0, sequence, first = 0, tokens = call.starts[call.sequences], left, wanted
     for sequence in range(1, call.sequences + 1):
-        if (call.starts[sequence] - call.starts[first] >= CHUNK_TOKENS and tokens - call.starts[sequence] >= CHUNK_LEAST) or (
+        left = tokens - call.starts[first]
+        wanted = min(CHUNK_TOKENS, max(LAST_CHUNK_TOKENS, left // (CHUNKS_LEFT * pool_threads())))
+        if (call.starts[sequence] - call.starts[first] >= wanted and tokens - call.starts[sequence] >= CHUNK_LEAST) or (
             sequence == call.sequences
         ):
             call.bounds[chunks], call.bounds[chunks + 1] = first, sequence
