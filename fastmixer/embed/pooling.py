@@ -42,7 +42,7 @@ class DenseLayer:
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
     """float32 [n, dim], each row divided by its length; a row of zeros stays one."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    lengths = np.sqrt(np.add.reduce(vectors * vectors, axis=1))
     return vectors / np.maximum(lengths, SMALLEST_NORM)[:, None]
 
 

@@ -36,7 +36,7 @@ from fastmixer.weights.hf_folder import open_folder
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-BATCH_TOKENS = 4096  # of one call of the encoder
+BATCH_TOKENS = 8192  # of one call of the encoder
 WINDOW = 2048  # texts tokenized at once
 DTYPES = ("float32", "float16")
 
@@ -125,13 +125,16 @@ class SentenceModel:
         dtype = _dtype("embed", dtype)
         batch_tokens = check_integer("embed", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed", prompt, prompt_name)
-        if isinstance(texts, str):
-            self._check("embed", [texts], 0)
-            encoded = self._encode("embed", [texts], 0, before, truncate)
-            self._warn_of_cut("embed", encoded)
-            return self._embed_window(encoded, batch_tokens, normalize)[0].astype(dtype, copy=False)
-        listed = _as_list("embed", texts)
+        is_one = isinstance(texts, str)
+        listed = [texts] if is_one else _as_list("embed", texts)
         self._check("embed", listed, 0)
+        if len(listed) == 1 and not show_progress:  # the short way: bars and windows take as long as a layer of the encoder
+            encoded = self._encode("embed", listed, 0, before, truncate)
+            self._warn_of_cut("embed", encoded)
+            starts = np.array([0, len(encoded.ids[0])])
+            hidden = self.encoder.forward(encoded.ids[0], starts, encoded.types[0] if self._has_types else None)
+            vectors = self._vectors(hidden, starts, encoded.skip, normalize).astype(dtype, copy=False)
+            return vectors[0] if is_one else vectors
         out = np.empty((len(listed), self.dim), dtype)
         with _bar(len(listed), show_progress) as bar:
             for encoded in self._windows("embed", listed, before, truncate):
@@ -311,23 +314,21 @@ class SentenceModel:
         """float32 [texts, dim]."""
         vectors = np.empty((len(encoded.ids), self.dim), np.float32)
         for places, hidden, starts in self._run(encoded, batch_tokens):
-            pooled = pool(hidden, starts, self.recipe.pooling, encoded.skip)
-            for layer in self._dense:
-                pooled = layer(pooled)
-            pooled = pooled[:, : self.dim]
-            vectors[places] = unit_length(pooled) if normalize else pooled
+            vectors[places] = self._vectors(hidden, starts, encoded.skip, normalize)
             if bar is not None:
                 bar.update(len(places))
         return vectors
 
+    def _vectors(self, hidden: np.ndarray, starts: np.ndarray, skip: int, normalize: bool) -> np.ndarray:
+        """float32 [sequences, dim] of hidden: float32 [tokens, config.dim], which starts cuts."""
+        pooled = pool(hidden, starts, self.recipe.pooling, skip)
+        for layer in self._dense:
+            pooled = layer(pooled)
+        pooled = pooled[:, : self.dim]
+        return unit_length(pooled) if normalize else pooled
+
     def _run(self, encoded: Encoded, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(places among them, hidden float32 [tokens, dim], starts int64 [texts + 1]) of one batch after another."""
-        if len(encoded.ids) == 1:  # the short way: what follows would take as long as a twentieth of the encoder's work
-            (ids,) = encoded.ids
-            types = encoded.types[0] if self._has_types else None
-            starts = np.array([0, len(ids)])
-            yield np.zeros(1, np.int64), self.encoder.forward(ids, starts, types), starts
-            return
         lengths = np.array([len(row) for row in encoded.ids])
         for places in longest_first(lengths, batch_tokens):
             starts = np.concatenate([[0], np.cumsum(lengths[places])])
@@ -421,6 +422,8 @@ def _need_texts(op: str, texts: Any) -> None:
 
 def _dtype(op: str, dtype: Any) -> str:
     """The name of what may be given as np.dtype takes it."""
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return dtype
     try:
         kind = None if dtype is None else np.dtype(dtype)
     except TypeError:

@@ -61,8 +61,8 @@ class Encoder:
         """
         ids, starts = _integers("ids", ids), _integers("starts", starts)
         check_id_range("forward", "ids", ids, self.config.vocab)
-        lengths = np.diff(starts)
-        if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(ids) or (lengths < 0).any():
+        lengths = starts[1:] - starts[:-1]
+        if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(ids) or (len(lengths) and lengths.min() < 0):
             raise ValueError(f"forward: starts must rise from 0 to {len(ids)} tokens; got {starts}")
         if len(lengths) and lengths.max() > self.config.context:
             raise ValueError(
