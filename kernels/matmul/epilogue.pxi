@@ -7,35 +7,39 @@
 cdef struct SumsTile:
     float *sums  # [rows, sums_row]: used up; whole vectors, whose lanes past `columns` count for nothing
     ptrdiff_t sums_row, rows, columns
-    ptrdiff_t at, column  # of its first element: in out, in a row
+    ptrdiff_t at  # of its first element in out
 
 
 cdef void store_tile(
     GemmTask *g, float *sums, ptrdiff_t sums_row, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
 ) noexcept nogil:
-    """rows x columns sums of out, through the epilogue if these are the last of k."""
+    """rows x columns sums of out, with the bias and through the epilogue if these are the last of k."""
+    cdef ptrdiff_t r, i
+    cdef vf bias
+    if last and g.bias != NULL:
+        for i from 0 <= i < columns by VF_WIDTH:
+            bias = load_part(g.bias + column + i, columns - i)
+            for r in range(rows):
+                vf_store(sums + r * sums_row + i, vf_add(vf_load(sums + r * sums_row + i), bias))
+    finish_tile(g, sums, sums_row, row, rows, column, columns, load, last)
+
+
+cdef void finish_tile(
+    GemmTask *g, float *sums, ptrdiff_t sums_row, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t column, ptrdiff_t columns, bint load, bint last
+) noexcept nogil:
+    """store_tile() of sums that the bias is in."""
     cdef SumsTile t
-    cdef bint add_bias = False
-    cdef const float *residual = NULL
-    t.sums, t.sums_row, t.rows, t.columns = sums, sums_row, rows, columns
-    t.at, t.column = row * g.out_row + column, column
+    t.sums, t.sums_row, t.rows, t.columns, t.at = sums, sums_row, rows, columns, row * g.out_row + column
     if load:
         add_elements(g, &t, g.out)
     if last and g.input_pre != NULL:
         backward_epilogue(g, &t)
     elif last and not g.plain:
-        residual, add_bias = g.residual, g.bias != NULL
-        if g.pre_activation != NULL or g.activation or g.multiplier != NULL or g.drops:
-            if add_bias:
-                add_bias_to(g, &t)
-                add_bias = False
-            forward_epilogue(g, &t)
+        forward_epilogue(g, &t)
     if g.stores_pairs:
-        if add_bias:
-            add_bias_to(g, &t)
         store_pairs(g, &t, g.out + row * g.out_row + column // 2)
     else:
-        store_sums(g, &t, g.bias if add_bias else NULL, residual, g.out)
+        store_sums(g, &t, g.residual if last else NULL, g.out)
 
 
 cdef inline void add_elements(const GemmTask *g, const SumsTile *t, const float *x) noexcept nogil:
@@ -60,26 +64,13 @@ cdef inline void multiply_elements(const GemmTask *g, const SumsTile *t, const f
             )
 
 
-cdef inline void add_bias_to(const GemmTask *g, const SumsTile *t) noexcept nogil:
+cdef inline void store_sums(const GemmTask *g, const SumsTile *t, const float *residual, float *out) noexcept nogil:
+    """out = sums (+ residual)."""
     cdef ptrdiff_t r, i
-    cdef vf bias
-    for i from 0 <= i < t.columns by VF_WIDTH:
-        bias = load_part(g.bias + t.column + i, t.columns - i)
-        for r in range(t.rows):
-            vf_store(t.sums + r * t.sums_row + i, vf_add(vf_load(t.sums + r * t.sums_row + i), bias))
-
-
-cdef inline void store_sums(const GemmTask *g, const SumsTile *t, const float *bias, const float *residual, float *out) noexcept nogil:
-    """out = sums (+ bias) (+ residual)."""
-    cdef ptrdiff_t r, i
-    cdef vf value, added = vf_zero()
-    for i from 0 <= i < t.columns by VF_WIDTH:
-        if bias != NULL:
-            added = load_part(bias + t.column + i, t.columns - i)
-        for r in range(t.rows):
+    cdef vf value
+    for r in range(t.rows):
+        for i from 0 <= i < t.columns by VF_WIDTH:
             value = vf_load(t.sums + r * t.sums_row + i)
-            if bias != NULL:
-                value = vf_add(value, added)
             if residual != NULL:
                 value = vf_add(value, load_part(residual + t.at + r * g.out_row + i, t.columns - i))
             store_part(out + t.at + r * g.out_row + i, value, t.columns - i)
@@ -110,7 +101,7 @@ cdef inline void store_pairs(const GemmTask *g, const SumsTile *t, float *out) n
 
 
 cdef void forward_epilogue(GemmTask *g, const SumsTile *t) noexcept nogil:
-    """sums = dropout(act(sums) * multiplier), the bias being in them; pre_activation = sums."""
+    """sums = dropout(act(sums) * multiplier); pre_activation = sums."""
     cdef ptrdiff_t r
     if g.pre_activation != NULL:
         stream_sums(g, t, g.pre_activation)
@@ -149,7 +140,7 @@ cdef void backward_epilogue(GemmTask *g, const SumsTile *t) noexcept nogil:
         load_elements(g, &f, g.input_pre)
         activate_all(factors, f.rows * f.sums_row, g.activation)
         multiply_by_sums(&f, t.sums)
-        store_sums(g, &f, NULL, NULL, g.d_multiplier)
+        store_sums(g, &f, NULL, g.d_multiplier)
     load_elements(g, &f, g.input_pre)
     derive_all(factors, f.rows * f.sums_row, g.activation)
     multiply_by_sums(t, factors)

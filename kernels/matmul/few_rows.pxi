@@ -55,17 +55,17 @@ cdef void multiply_few_rows(
 ) noexcept nogil:
     """sums [rows, columns]: a tile of 1, 2 or 4 rows, of TILE_COLUMNS or (wide) as many columns as registers hold."""
     if wide and rows == 1:
-        tile_multiply(1, TILE_SUMS, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS * VF_WIDTH, False)
+        tile_multiply(1, TILE_SUMS, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS * VF_WIDTH, False, NULL)
     elif wide and rows == 2:
-        tile_multiply(2, TILE_SUMS // 2, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 2 * VF_WIDTH, False)
+        tile_multiply(2, TILE_SUMS // 2, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 2 * VF_WIDTH, False, NULL)
     elif wide:
-        tile_multiply(4, TILE_SUMS // 4, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 4 * VF_WIDTH, False)
+        tile_multiply(4, TILE_SUMS // 4, K_AHEAD, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_SUMS // 4 * VF_WIDTH, False, NULL)
     elif rows == 1:
-        tile_multiply(1, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+        tile_multiply(1, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False, NULL)
     elif rows == 2:
-        tile_multiply(2, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+        tile_multiply(2, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False, NULL)
     else:
-        tile_multiply(4, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False)
+        tile_multiply(4, TILE_VECTORS, 0, 0, starts, a_step, b, b_step, depth, NULL, sums, TILE_COLUMNS, False, NULL)
 
 
 cdef void few_rows_along_k(GemmTask *g, const float **starts, ptrdiff_t first, ptrdiff_t stop) noexcept nogil:

@@ -45,20 +45,21 @@ cdef extern from "matmul/tile.h" nogil:
     enum: FIRST_TILE_PACKS
     void tile_multiply(int row_count, int vectors, int ahead, int pairs, const float **rows, ptrdiff_t a_step,
                        const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed, float *out, ptrdiff_t out_row,
-                       bint add)
+                       bint add, const float *bias)
     void full_tile(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-                   float *packed, float *out, ptrdiff_t out_row, bint add)
+                   float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
     void full_tile_of_packed(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-                           float *packed, float *out, ptrdiff_t out_row, bint add)
+                           float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
     void full_tile_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-                           float *packed, float *out, ptrdiff_t out_row, bint add)
+                           float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
     void full_tile_pairs(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-                   float *packed, float *out, ptrdiff_t out_row, bint add)
+                   float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
     void full_tile_pairs_of_packed(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-                           float *packed, float *out, ptrdiff_t out_row, bint add)
+                           float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
     void full_tile_pairs_packing(const float **rows, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth,
-                           float *packed, float *out, ptrdiff_t out_row, bint add)
-    void rest_tile(ptrdiff_t row_count, int pairs, const float **rows, ptrdiff_t a_k, const float *b, ptrdiff_t depth, float *out)
+                           float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
+    void rest_tile(ptrdiff_t row_count, int pairs, const float **rows, ptrdiff_t a_k, const float *b, ptrdiff_t depth, float *out,
+                   const float *bias)
     void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
     void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
@@ -176,9 +177,9 @@ cdef int gemm(GemmTask *g) except -1 nogil:
 
 
 cdef inline bint is_plain(const GemmTask *g) noexcept nogil:
-    """Whether sums are stored as they are."""
+    """Whether sums are stored as they are, but for a bias."""
     return (
-        g.activation == 0 and g.bias == NULL and g.multiplier == NULL and g.residual == NULL
+        g.activation == 0 and g.multiplier == NULL and g.residual == NULL
         and g.pre_activation == NULL and g.input_pre == NULL and not g.drops and not g.stores_pairs
     )
 
@@ -266,6 +267,8 @@ cdef void multiply_tile(
     apart, and with `packed` (which needs a full tile) also go there. a_tile: packed rows of A, or NULL."""
     cdef const float *starts[TILE_ROWS]
     cdef float sums[TILE_SUMS * VF_WIDTH]
+    cdef float whole_bias[TILE_COLUMNS]
+    cdef const float *bias = g.bias + column if last and g.bias != NULL else NULL
     cdef float *out = g.out + row * g.out_row + (column // 2 if g.stores_pairs else column)
     cdef ptrdiff_t words = columns // 2 if g.stores_pairs else columns
     cdef bint in_place = columns == TILE_COLUMNS and rows == TILE_ROWS and (g.plain or not last)
@@ -280,27 +283,33 @@ cdef void multiply_tile(
         prefetch_write(out + i * g.out_row + words - 1)
     if not in_place:
         out, out_row = sums, TILE_COLUMNS
+    if bias != NULL and columns < TILE_COLUMNS:
+        for i in range(columns):
+            whole_bias[i] = bias[i]
+        for i in range(columns, TILE_COLUMNS):
+            whole_bias[i] = 0
+        bias = whole_bias
     if a_tile != NULL:
         a_k = TILE_ROWS
     for i in range(rows):
         starts[i] = a_tile + i if a_tile != NULL else g.a + (row + i) * g.a_row + k_start * g.a_k
     if rows < TILE_ROWS:
-        rest_tile(rows, g.pairs, starts, a_k, b, depth, out)
+        rest_tile(rows, g.pairs, starts, a_k, b, depth, out, bias)
     elif g.pairs:
         if packed != NULL:
-            full_tile_pairs_packing(starts, a_k, b, b_step, depth, packed, out, out_row, load and in_place)
+            full_tile_pairs_packing(starts, a_k, b, b_step, depth, packed, out, out_row, load and in_place, bias)
         elif a_k == 1:
-            full_tile_pairs(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place)
+            full_tile_pairs(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place, bias)
         else:
-            full_tile_pairs_of_packed(starts, TILE_ROWS, b, b_step, depth, NULL, out, out_row, load and in_place)
+            full_tile_pairs_of_packed(starts, TILE_ROWS, b, b_step, depth, NULL, out, out_row, load and in_place, bias)
     elif packed != NULL:
-        full_tile_packing(starts, a_k, b, b_step, depth, packed, out, out_row, load and in_place)
+        full_tile_packing(starts, a_k, b, b_step, depth, packed, out, out_row, load and in_place, bias)
     elif a_k == 1:
-        full_tile(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place)
+        full_tile(starts, 1, b, b_step, depth, NULL, out, out_row, load and in_place, bias)
     else:
-        full_tile_of_packed(starts, TILE_ROWS, b, b_step, depth, NULL, out, out_row, load and in_place)
+        full_tile_of_packed(starts, TILE_ROWS, b, b_step, depth, NULL, out, out_row, load and in_place, bias)
     if not in_place:
-        store_tile(g, sums, TILE_COLUMNS, row, rows, column, columns, load, last)
+        finish_tile(g, sums, TILE_COLUMNS, row, rows, column, columns, load, last)
 
 
 cdef void gemm_empty_sum(void *argument, ptrdiff_t task) noexcept nogil:

@@ -45,8 +45,8 @@
 #endif
 #define DOT_PARTS 4 /* independent sums of one product: they hide the latency of the multiply-add */
 
-/* out [row_count][vectors * VF_WIDTH] = (out if add) + A B over `depth`: row i of A starts at rows[i] and moves by
- * `a_step` a k; B's row moves by `b_step`. `row_count` and `vectors` (their product at most TILE_SUMS) are constants at
+/* out [row_count][vectors * VF_WIDTH] = (out if add) + A B over `depth` (+ bias, a row, unless NULL): row i of A starts at rows[i]
+ * and moves by `a_step` a k; B's row moves by `b_step`. `row_count` and `vectors` (their product at most TILE_SUMS) are constants at
  * each call: the loops unroll early and the sums are registers. Every sum runs over k in the same order at any size.
  * With `ahead`, B comes from memory and is asked for so many k ahead. With `packed`, B's rows are also copied there, side
  * by side: stores that the multiply-adds hide (a pack of its own took 4 % of a product of 256 rows). With `pairs` the
@@ -54,7 +54,7 @@
 VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int ahead, const int pairs,
                               const float *const rows[TILE_ROWS],
                               ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t depth, float *packed,
-                              float *out, ptrdiff_t out_row, int add) {
+                              float *out, ptrdiff_t out_row, int add, const float *bias) {
     vf sums[TILE_SUMS];
     const float *a[TILE_ROWS];
     UNROLL for (int i = 0; i < row_count; i++) {
@@ -76,6 +76,12 @@ VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int 
                                               : vf_fma(broadcast, b_row[j], sums[i * vectors + j]);
         }
     }
+    if (bias) {
+        UNROLL for (int j = 0; j < vectors; j++) {
+            vf added = vf_load(bias + j * VF_WIDTH);
+            UNROLL for (int i = 0; i < row_count; i++) sums[i * vectors + j] = sums[i * vectors + j] + added;
+        }
+    }
     if (add) {
         UNROLL for (int i = 0; i < row_count; i++) {
             UNROLL for (int j = 0; j < vectors; j++) {
@@ -94,9 +100,9 @@ VEC_INLINE void tile_multiply(const int row_count, const int vectors, const int 
 #define FULL_TILE(name, ahead, pairs, a_step, b_step, packed)                                                          \
     static __attribute__((noinline)) void name(const float *const rows[TILE_ROWS], ptrdiff_t a_k, const float *b,      \
                                                ptrdiff_t b_k, ptrdiff_t depth, float *panel, float *out,               \
-                                               ptrdiff_t out_row, int add) {                                           \
+                                               ptrdiff_t out_row, int add, const float *bias) {                        \
         tile_multiply(TILE_ROWS, TILE_VECTORS, ahead, pairs, rows, a_step, b, b_step, depth, packed, out, out_row,     \
-                      add);                                                                                            \
+                      add, bias);                                                                                      \
     }
 FULL_TILE(full_tile, 0, 0, 1, TILE_COLUMNS, NULL)
 FULL_TILE(full_tile_of_packed, 0, 0, TILE_ROWS, TILE_COLUMNS, NULL)
@@ -106,13 +112,14 @@ FULL_TILE(full_tile_pairs_of_packed, 0, 1, TILE_ROWS, TILE_COLUMNS, NULL)
 FULL_TILE(full_tile_pairs_packing, PACK_AHEAD, 1, a_k, b_k, panel)
 #undef FULL_TILE
 
-/* out [row_count][TILE_COLUMNS] of the rows that are left below whole tiles: so many and no more (a tile of eight for them took
+/* out [row_count][TILE_COLUMNS], with bias, of the rows that are left below whole tiles: so many and no more (a tile of eight for them took
  * 2 % of MiniLM's time, whose blocks have some 140 rows). */
 #define REST_TILE(count)                                                                                               \
     static __attribute__((noinline)) void rest_tile_##count(int pairs, const float *const rows[TILE_ROWS], ptrdiff_t a_k, \
-                                                            const float *b, ptrdiff_t depth, float *out) {             \
-        if (pairs) tile_multiply(count, TILE_VECTORS, 0, 1, rows, a_k, b, TILE_COLUMNS, depth, NULL, out, TILE_COLUMNS, 0); \
-        else tile_multiply(count, TILE_VECTORS, 0, 0, rows, a_k, b, TILE_COLUMNS, depth, NULL, out, TILE_COLUMNS, 0);  \
+                                                            const float *b, ptrdiff_t depth, float *out,               \
+                                                            const float *bias) {                                       \
+        if (pairs) tile_multiply(count, TILE_VECTORS, 0, 1, rows, a_k, b, TILE_COLUMNS, depth, NULL, out, TILE_COLUMNS, 0, bias); \
+        else tile_multiply(count, TILE_VECTORS, 0, 0, rows, a_k, b, TILE_COLUMNS, depth, NULL, out, TILE_COLUMNS, 0, bias); \
     }
 REST_TILE(1)
 REST_TILE(2)
@@ -126,18 +133,18 @@ REST_TILE(7)
 #undef REST_TILE
 
 static void rest_tile(ptrdiff_t row_count, int pairs, const float *const rows[TILE_ROWS], ptrdiff_t a_k, const float *b,
-                      ptrdiff_t depth, float *out) {
+                      ptrdiff_t depth, float *out, const float *bias) {
     switch (row_count) {
-    case 1: rest_tile_1(pairs, rows, a_k, b, depth, out); break;
-    case 2: rest_tile_2(pairs, rows, a_k, b, depth, out); break;
+    case 1: rest_tile_1(pairs, rows, a_k, b, depth, out, bias); break;
+    case 2: rest_tile_2(pairs, rows, a_k, b, depth, out, bias); break;
 #if TILE_ROWS == 8
-    case 3: rest_tile_3(pairs, rows, a_k, b, depth, out); break;
-    case 4: rest_tile_4(pairs, rows, a_k, b, depth, out); break;
-    case 5: rest_tile_5(pairs, rows, a_k, b, depth, out); break;
-    case 6: rest_tile_6(pairs, rows, a_k, b, depth, out); break;
-    default: rest_tile_7(pairs, rows, a_k, b, depth, out);
+    case 3: rest_tile_3(pairs, rows, a_k, b, depth, out, bias); break;
+    case 4: rest_tile_4(pairs, rows, a_k, b, depth, out, bias); break;
+    case 5: rest_tile_5(pairs, rows, a_k, b, depth, out, bias); break;
+    case 6: rest_tile_6(pairs, rows, a_k, b, depth, out, bias); break;
+    default: rest_tile_7(pairs, rows, a_k, b, depth, out, bias);
 #else
-    default: rest_tile_3(pairs, rows, a_k, b, depth, out);
+    default: rest_tile_3(pairs, rows, a_k, b, depth, out, bias);
 #endif
     }
 }

@@ -133,7 +133,7 @@ cdef void multiply_band(
     cdef float sums[BAND_ROWS * TILE_COLUMNS]
     cdef ptrdiff_t column = panel * TILE_COLUMNS, columns = min(TILE_COLUMNS, g.n - column), out_row = g.out_row
     cdef bint load = g.accumulate or k_start > 0, last = k_start + depth == g.k
-    cdef bint in_place = columns == TILE_COLUMNS and (g.plain or not last)
+    cdef bint in_place = columns == TILE_COLUMNS and (g.plain and g.bias == NULL or not last)
     cdef float *out = g.out + row * g.out_row + column
     if not in_place:
         out, out_row = sums, TILE_COLUMNS
