@@ -105,12 +105,13 @@ cdef struct NormTask:
     ptrdiff_t rows, width
     bint add  # out += the normed row: a branch joins the residual stream
     const ChannelRows *rounded  # NULL, or out once more in 8 bits
+    float *pairs  # NULL, or once more in pairs: [rows, halved(width)]
 
 
 cdef int normalize(const Norm *norm, const float *x, float *out, ptrdiff_t rows, ptrdiff_t width, bint add,
-                   const ChannelRows *rounded = NULL) except -1 nogil:
+                   const ChannelRows *rounded = NULL, float *pairs = NULL) except -1 nogil:
     cdef NormTask n
-    n.norm, n.x, n.out, n.rows, n.width, n.add, n.rounded = norm, x, out, rows, width, add, rounded
+    n.norm, n.x, n.out, n.rows, n.width, n.add, n.rounded, n.pairs = norm, x, out, rows, width, add, rounded, pairs
     return pool_run(norm_block, &n, (rows + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK)
 
 
@@ -121,6 +122,8 @@ cdef void norm_block(void *argument, ptrdiff_t task) noexcept nogil:
         norm_row(n.norm, n.x + row * n.width, n.out + row * n.width, n.width, n.add)
         if n.rounded != NULL:
             round_channel_row(n.out + row * n.width, n.width, n.rounded, row)
+        if n.pairs != NULL:
+            row_along(n.out + row * n.width, n.width, n.pairs + row * halved(n.width))
 
 
 cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width, bint add) noexcept nogil:
@@ -144,11 +147,12 @@ cdef void norm_row(const Norm *norm, const float *x, float *out, ptrdiff_t width
 cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t width, const Linear **linears, float **outs, int count,
                  int mode, int activation, ptrdiff_t one_in) except -1 nogil:
     """Up to three linear maps of x [rows, width], into outs [rows, outputs] of each; those of packed weights in one region, of x in
-    8 bits with one in so many numbers kept as outliers (0: none), or in bfloat16 (bench.tiles)."""
+    8 bits with one in so many numbers kept as outliers (0: none), or in bfloat16 (bench.tiles). x is NULL where bench.pairs holds
+    it and all weights are in bfloat16."""
     cdef LinearTask packed
     cdef RowsTask dense
     cdef ChannelTask channel
-    cdef bint paired = False
+    cdef bint paired = x == NULL
     cdef ptrdiff_t i
     memset(&packed, 0, sizeof(packed))
     memset(&channel, 0, sizeof(channel))
@@ -240,7 +244,8 @@ cdef int feed_forward_in_pairs(const Bench *bench, const Linear *up, const Linea
                                ptrdiff_t dim, ptrdiff_t hidden, float *out, int mode) except -1 nogil:
     """down(act(up)) in bfloat16: what the second map reads is rounded by the first one's epilogue."""
     cdef RowsTask task = rows_task(bench, x, rows, dim, up, NULL, LINEAR_ACTIVATE, activation)
-    make_pairs_along(x, rows, dim, bench.pairs)
+    if x != NULL:
+        make_pairs_along(x, rows, dim, bench.pairs)
     task.out_pairs = bench.wide
     linear_rows(&task)
     task = rows_task(bench, NULL, rows, hidden, down, out, mode, 0)

@@ -50,7 +50,7 @@ cdef class Encoder:
             m.relative, m.distance = table_of(spec.relative), spec.relative.shape[1] // 2
         for i in range(m.layers):
             m.layer[i] = layer_of(spec.layers[i])
-        m.rounded = is_rounded(m)
+        m.rounded, m.paired = is_rounded(m), is_paired(m)
 
     def __dealloc__(self):
         PyMem_Free(self.model.layer)
@@ -104,14 +104,17 @@ cdef int run(Step *s, bint signals) except -1 nogil:
 
 
 cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
+    """In bfloat16 (model.paired) what a map reads is rounded where it is made: norms fill bench.pairs, attention its result."""
     cdef const Model *m = s.model
     cdef const Linear *maps[3]
     cdef float *outs[3]
-    cdef const float *x = s.x
+    cdef const float *x = NULL if m.paired else s.x
+    cdef float *pairs = s.bench.pairs if m.paired else NULL
+    cdef Bench after = s.bench  # what reads attention's result
     # attention: what a token reads from the others of its sequence
     if m.pre and layer.attention_norm.present:
-        normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False)
-        x = s.normed
+        normalize(&layer.attention_norm, s.x, s.normed, s.tokens, m.dim, False, NULL, pairs)
+        x = NULL if m.paired else s.normed
     maps[0], maps[1], maps[2] = &layer.q, &layer.k, &layer.v
     outs[0], outs[1], outs[2] = s.q, s.k, s.v
     project(&s.bench, x, s.tokens, m.dim, maps, outs, 3, LINEAR_STORE, 0, 0)
@@ -119,18 +122,20 @@ cdef int run_layer(Step *s, const Layer *layer) except -1 nogil:
         pool_run(turn_block, s, blocks_of(s.tokens))
     pool_run(attend_block, s, s.tasks)
     maps[0], outs[0] = &layer.output, s.x
-    project(&s.bench, s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, 0)
+    if m.paired:
+        after.pairs = s.attended
+    project(&after, NULL if m.paired else s.attended, s.tokens, m.heads * m.head_dim, maps, outs, 1, LINEAR_ADD, 0, 0)
     if not m.pre:
-        normalize(&layer.attention_norm, s.x, s.x, s.tokens, m.dim, False)
+        normalize(&layer.attention_norm, s.x, s.x, s.tokens, m.dim, False, NULL, pairs)
     # feedforward: what it makes of it, each token alone
-    x = s.x
+    x = NULL if m.paired else s.x
     if m.pre:
-        normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False)
-        x = s.normed
+        normalize(&layer.feedforward_norm, s.x, s.normed, s.tokens, m.dim, False, NULL, pairs)
+        x = NULL if m.paired else s.normed
     feed_forward(&s.bench, &layer.gate if layer.gated else NULL, &layer.up, &layer.down, m.activation, x, s.tokens, m.dim,
                  m.hidden, s.x, LINEAR_ADD)
     if not m.pre:
-        normalize(&layer.feedforward_norm, s.x, s.x, s.tokens, m.dim, False)
+        normalize(&layer.feedforward_norm, s.x, s.x, s.tokens, m.dim, False, NULL, pairs)
     return 0
 
 

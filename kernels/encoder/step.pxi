@@ -46,6 +46,7 @@ cdef struct Model:
     ptrdiff_t dim, heads, head_dim, hidden, layers
     bint pre
     bint rounded  # all weights have one scale an output: what a map reads is rounded where it is made
+    bint paired  # all are panels of bfloat16: so is this
     int activation
     float attention_scale
     Matrix embedding
@@ -83,6 +84,18 @@ cdef bint is_rounded(const Model *m) noexcept nogil:
     return CHANNEL_FUSES and not m.pre and m.hidden % CHANNEL_GROUP == 0 and m.embedding_norm.present
 
 
+cdef bint is_paired(const Model *m) noexcept nogil:
+    cdef ptrdiff_t i
+    cdef const Layer *l
+    for i in range(m.layers):
+        l = &m.layer[i]
+        if not (in_pairs(&l.q.weight) and in_pairs(&l.k.weight) and in_pairs(&l.v.weight) and in_pairs(&l.output.weight)):
+            return False
+        if not (in_pairs(&l.up.weight) and in_pairs(&l.down.weight)) or l.gated and not in_pairs(&l.gate.weight):
+            return False
+    return m.head_dim % 2 == 0
+
+
 cdef struct AttendTask:
     ptrdiff_t start, stop  # the sequence's tokens
     ptrdiff_t first, head  # its first query, counted from start
@@ -101,7 +114,7 @@ cdef struct Step:
     float *q  # [tokens, heads * head_dim]
     float *k
     float *v
-    float *attended
+    float *attended  # the same, or pairs of it
     float *added  # [heads, 2 * span]: the relative numbers of every distance that occurs
     ptrdiff_t span
     Bench bench
@@ -208,6 +221,8 @@ cdef void embed_block(void *argument, ptrdiff_t task) noexcept nogil:
             norm_row(&m.embedding_norm, x, x, m.dim, False)
         if m.rounded:
             round_channel_row(x, m.dim, &s.rounded, t)
+        if m.paired:
+            row_along(x, m.dim, s.bench.pairs + t * halved(m.dim))
 
 
 cdef inline void add_row(float *x, const float *row, ptrdiff_t width) noexcept nogil:
@@ -246,13 +261,11 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     cdef const Model *m = s.model
     cdef const AttendTask *task = &s.task[index]
     cdef ptrdiff_t width = m.heads * m.head_dim, dim = whole_vectors(m.head_dim), time = task.stop - task.start
-    cdef ptrdiff_t rows = min(QUERY_TILE, time - task.first), window = s.layer.window, block, keys, row, i, d, query, query_row
+    cdef ptrdiff_t rows = min(QUERY_TILE, time - task.first), window = s.layer.window, block, keys, row, i, query, query_row
     cdef const float *q = s.q + (task.start + task.first) * width + task.head * m.head_dim
     cdef const float *k = s.k + task.start * width + task.head * m.head_dim
     cdef const float *v = s.v + task.start * width + task.head * m.head_dim
-    cdef float *out = s.attended + (task.start + task.first) * width + task.head * m.head_dim
     cdef float *queries = <float *>pool_scratch(sizeof(float) * (rows * (2 * dim + 2) + key_block_floats(m.head_dim)))
-    cdef float inverse
     cdef Gathered g
     cdef KeyBlock seen
     cdef ptrdiff_t first[ATTEND_TILE_ROWS]
@@ -288,6 +301,17 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
     end_block(&seen)
 
     for row in range(rows):
-        inverse = 1 / g.totals[row]
-        for d from 0 <= d < m.head_dim by VF_WIDTH:
-            store_part(out + row * width + d, vf_mul(vf_load(g.blend + row * dim + d), vf_set(inverse)), m.head_dim - d)
+        finish_row(m, g.blend + row * dim, 1 / g.totals[row], s.attended, task.start + task.first + row, task.head)
+
+
+cdef inline void finish_row(const Model *m, const float *blend, float factor, float *attended, ptrdiff_t token, ptrdiff_t head) noexcept nogil:
+    """attended, or pairs of it, = blend [head_dim] times factor, at its place."""
+    cdef ptrdiff_t step = 2 * VF_WIDTH if m.paired else VF_WIDTH, halves = 2 if m.paired else 1, d
+    cdef float *out = attended + (token * m.heads + head) * m.head_dim // halves
+    cdef vf first, second
+    for d from 0 <= d < m.head_dim by step:
+        first = vf_mul(vf_load(blend + d), vf_set(factor))
+        if m.paired:
+            second = vf_mul(load_part(blend + d + VF_WIDTH, max(0, m.head_dim - d - VF_WIDTH)), vf_set(factor))
+            first = bf16_neighbours(first, second)
+        store_part(out + d // halves, first, (m.head_dim - d) // halves)
