@@ -177,6 +177,53 @@ static void channel_tile_of(ptrdiff_t row_count, const ChannelMatrix *w, ptrdiff
 #endif
 }
 
+typedef struct {
+    vf scale[CHANNEL_PANELS], bias[CHANNEL_PANELS];
+} ChannelColumns;
+
+/* What the sums of a tile's columns are multiplied by, and what joins them: bias [outputs], or NULL. */
+VEC_INLINE ChannelColumns channel_columns(const ChannelMatrix *w, ptrdiff_t panel, const float *bias) {
+    ChannelColumns c;
+    for (int p = 0; p < CHANNEL_PANELS; p++) {
+        const ptrdiff_t column = (panel + p) * VF_WIDTH, lanes = w->outputs - column;
+        c.scale[p] = vf_load(w->scales + column), c.bias[p] = vf_zero();
+        if (bias != NULL && lanes > 0) c.bias[p] = lanes >= VF_WIDTH ? vf_load(bias + column) : vf_load_first(bias + column, lanes);
+    }
+    return c;
+}
+
+/* sums [rows][CHANNEL_PANELS * VF_WIDTH] become what they stand for: times the columns' scales, with the bias. */
+static void scale_channels(const ChannelMatrix *w, ptrdiff_t panel, const float *bias, ptrdiff_t rows, float *sums) {
+    const ChannelColumns c = channel_columns(w, panel, bias);
+    for (ptrdiff_t row = 0; row < rows; row++, sums += CHANNEL_PANELS * VF_WIDTH) {
+        UNROLL for (int p = 0; p < CHANNEL_PANELS; p++)
+            vf_store(sums + p * VF_WIDTH, vf_fma(vf_load(sums + p * VF_WIDTH), c.scale[p], c.bias[p]));
+    }
+}
+
+/* out [rows][outputs], in a tile's columns, = (out if add) + the same of sums. */
+static void store_channels(const ChannelMatrix *w, ptrdiff_t panel, const float *bias, ptrdiff_t rows, const float *sums, float *out,
+                           int add) {
+    const ChannelColumns c = channel_columns(w, panel, bias);
+    out += panel * VF_WIDTH;
+    for (ptrdiff_t row = 0; row < rows; row++, sums += CHANNEL_PANELS * VF_WIDTH, out += w->outputs) {
+        UNROLL for (int p = 0; p < CHANNEL_PANELS; p++) {
+            const ptrdiff_t lanes = w->outputs - (panel + p) * VF_WIDTH;
+            vf value = vf_fma(vf_load(sums + p * VF_WIDTH), c.scale[p], c.bias[p]);
+            if (lanes >= VF_WIDTH) vf_store(out + p * VF_WIDTH, add ? vf_load(out + p * VF_WIDTH) + value : value);
+            else if (lanes > 0)
+                vf_store_first(out + p * VF_WIDTH, add ? vf_load_first(out + p * VF_WIDTH, lanes) + value : value, lanes);
+        }
+    }
+}
+
+/* The same of sums that are scaled already. */
+static void copy_channels(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_t rows, const float *sums, float *out) {
+    const ptrdiff_t columns = w->outputs - panel * VF_WIDTH < CHANNEL_PANELS * VF_WIDTH ? w->outputs - panel * VF_WIDTH : CHANNEL_PANELS * VF_WIDTH;
+    for (ptrdiff_t row = 0; row < rows; row++)
+        memcpy(out + row * w->outputs + panel * VF_WIDTH, sums + row * CHANNEL_PANELS * VF_WIDTH, sizeof(float) * columns);
+}
+
 /* Panels of a weight: whole tiles of them, the last ones zeros where its columns end. */
 VEC_INLINE ptrdiff_t channel_panels(const ChannelMatrix *w) {
     ptrdiff_t columns = CHANNEL_PANELS * VF_WIDTH;

@@ -27,6 +27,9 @@ cdef extern from "packed/channel.h" nogil:
     void round_channel_group(const float *x, ptrdiff_t count, const ChannelRows *rows, ptrdiff_t row, ptrdiff_t group)
     void channel_tile_of(ptrdiff_t row_count, const ChannelMatrix *w, ptrdiff_t panel, const ChannelRows *x, ptrdiff_t row,
                          ptrdiff_t group, float *sums, bint add)
+    void scale_channels(const ChannelMatrix *w, ptrdiff_t panel, const float *bias, ptrdiff_t rows, float *sums)
+    void store_channels(const ChannelMatrix *w, ptrdiff_t panel, const float *bias, ptrdiff_t rows, const float *sums, float *out, bint add)
+    void copy_channels(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_t rows, const float *sums, float *out)
     ptrdiff_t channel_panels(const ChannelMatrix *w)
 
 cdef enum:
@@ -46,7 +49,7 @@ cdef struct ChannelTask:
     ChannelPart parts[MAX_PARTS]
     int count, mode, activation
     ChannelRows x
-    const ChannelRows *rounded  # NULL, or in place of out: what the next map reads (CHANNEL_FUSES, whole groups of outputs)
+    const ChannelRows *rounded  # NULL, or in place of out: what the next map reads, activated (CHANNEL_FUSES, whole groups of outputs)
     ptrdiff_t tokens
 
 
@@ -102,7 +105,7 @@ cdef int channel_linears(ChannelTask *op) except -1 nogil:
 cdef void channel_block(void *argument, ptrdiff_t task) noexcept nogil:
     """A block of rows against a tile's panels, a few groups at a time, so often; then what the mode says of the sums."""
     cdef ChannelTask *op = <ChannelTask *>argument
-    cdef ptrdiff_t i = 0, row_start, rows, panels, panel, stop, group, row, p, t
+    cdef ptrdiff_t i = 0, row_start, rows, panels, panel, stop, group, row
     cdef const ChannelPart *part
     cdef float sums[CHANNEL_BLOCK * CHANNEL_PANELS * VF_WIDTH]
     while task >= op.parts[i].last_task:
@@ -126,15 +129,15 @@ cdef void channel_block(void *argument, ptrdiff_t task) noexcept nogil:
                                 sums + row * CHANNEL_PANELS * VF_WIDTH, group > 0)
                 row += CHANNEL_ROWS
             group += CHANNEL_DEPTH
+        if op.mode == LINEAR_ACTIVATE:
+            scale_channels(part.weight, panel, part.bias, rows, sums)
+            activate_all(sums, rows * CHANNEL_PANELS * VF_WIDTH, op.activation)
         if op.rounded != NULL:
-            for p in range(CHANNEL_PANELS):
-                for t in range(rows):
-                    activate_channel(op, part, panel + p, sums + (t * CHANNEL_PANELS + p) * VF_WIDTH)
             round_channel_group(sums, rows, op.rounded, row_start, panel // CHANNEL_PANELS)
+        elif op.mode == LINEAR_ACTIVATE:
+            copy_channels(part.weight, panel, rows, sums, part.out + row_start * part.weight.outputs)
         else:
-            for p in range(min(CHANNEL_PANELS, stop - panel)):
-                for t in range(rows):
-                    finish_channel(op, part, row_start + t, panel + p, sums + (t * CHANNEL_PANELS + p) * VF_WIDTH)
+            store_channels(part.weight, panel, part.bias, rows, sums, part.out + row_start * part.weight.outputs, op.mode == LINEAR_ADD)
         panel += CHANNEL_PANELS
 
 
@@ -150,28 +153,3 @@ cdef inline void ask_for_slice(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_
     for p in range(CHANNEL_PANELS):
         ask_for_share(w.numbers + (panel + p) * channel_panel_bytes(w) + step * VF_WIDTH * 4, steps * VF_WIDTH * 4, slice, slice + 1,
                       slices)
-
-
-cdef inline vf scaled_channel(const ChannelPart *part, ptrdiff_t column, const float *sums) noexcept nogil:
-    cdef vf value = vf_mul(vf_load(sums), vf_load(part.weight.scales + column))
-    if part.bias != NULL:
-        value = vf_add(value, load_part(part.bias + column, part.weight.outputs - column))
-    return value
-
-
-cdef inline void activate_channel(const ChannelTask *op, const ChannelPart *part, ptrdiff_t panel, float *sums) noexcept nogil:
-    """Scale, bias and activation in place."""
-    vf_store(sums, vf_activate(scaled_channel(part, panel * VF_WIDTH, sums), op.activation))
-
-
-cdef inline void finish_channel(const ChannelTask *op, const ChannelPart *part, ptrdiff_t row, ptrdiff_t panel,
-                                const float *sums) noexcept nogil:
-    """Scale, bias and what op.mode says, for the sums of one panel of a row."""
-    cdef ptrdiff_t column = panel * VF_WIDTH, lanes = part.weight.outputs - column
-    cdef float *out = part.out + row * part.weight.outputs + column
-    cdef vf value = scaled_channel(part, column, sums)
-    if op.mode == LINEAR_ADD:
-        value = vf_add(load_part(out, lanes), value)
-    elif op.mode == LINEAR_ACTIVATE:
-        value = vf_activate(value, op.activation)
-    store_part(out, value, lanes)
