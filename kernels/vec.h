@@ -206,6 +206,8 @@ VEC_INLINE float vf_largest(vf v) {
 
 /* ---- exp ---- */
 
+#define LOG2_E 1.44269504088896341f
+
 /* 2^n for integer-valued float n in [-126, 127]. */
 VEC_INLINE vf vf_power_of_two(vf n) {
     return (vf)((__builtin_convertvector(n, vi) + 127) << 23);
@@ -228,7 +230,7 @@ VEC_INLINE vf vf_round(vf x) {
  * -inf and everything below -87.33 (where the result stops being a normal number) give 0; above 88.72 +inf; NaN stays. */
 VEC_INLINE vf vf_exp(vf x) {
     vf clamped = vf_min(vf_set(89.0f), vf_max(vf_set(EXP_LEAST), x));
-    vf n = vf_round(clamped * 1.44269504088896341f);
+    vf n = vf_round(clamped * LOG2_E);
     vf r = vf_fma(n, vf_set(-0.693359375f), clamped);
     r = vf_fma(n, vf_set(2.12194440e-4f), r);
     vf p = vf_set(1.9875691500e-4f);
@@ -247,21 +249,40 @@ VEC_INLINE vf vf_exp(vf x) {
     return vf_select(x < EXP_LEAST, vf_zero(), y);
 }
 
+#if defined(VEC_AVX512) && defined(__AVX512DQ__)
+VEC_INLINE vf vf_fraction(vf t) { return (vf)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+/* p times 2^t's whole part; 0 where t < -126 (EXP_LEAST). */
+VEC_INLINE vf vf_scaled_negative(vf p, vf t) {
+    return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)p, (__m512)t);
+}
+#endif
+
 /* e^x for x <= 0, as a softmax needs it: off by 2^-22 of it, and by |x| 2^-24 where x is far below. -inf gives 0; NaN stays.
  * 2^t of the fraction of t = x log2(e) is one polynomial (least relative error with 2^0 = 1), a scaling takes the rest of t: nine
  * instructions where vf_exp takes seventeen. */
 VEC_INLINE vf vf_exp_negative(vf x) {
 #if defined(VEC_AVX512) && defined(__AVX512DQ__)
-    vf t = x * 1.44269504088896341f;
-    vf r = (vf)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf t = x * LOG2_E, r = vf_fraction(t);
     vf p = vf_fma(r, vf_set(1.86713005e-3f), vf_set(9.01703071e-3f));
     p = vf_fma(p, r, vf_set(5.57999127e-2f));
     p = vf_fma(p, r, vf_set(2.40164444e-1f));
     p = vf_fma(p, r, vf_set(6.93151295e-1f));
-    p = vf_fma(p, r, vf_set(1.0f));
-    return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(EXP_LEAST), _CMP_NLT_UQ), (__m512)p, (__m512)t);
+    return vf_scaled_negative(vf_fma(p, r, vf_set(1.0f)), t);
 #else
     return vf_exp(x);
+#endif
+}
+
+/* 2^t for t <= 0, off by 2^-13 of it, for what is rounded to bfloat16 next; below -126 0, as -inf; NaN stays. */
+VEC_INLINE vf vf_exp2_rough(vf t) {
+#if defined(VEC_AVX512) && defined(__AVX512DQ__)
+    vf r = vf_fraction(t);
+    vf p = vf_fma(r, vf_set(7.70670425e-2f), vf_set(2.27644990e-1f));
+    p = vf_fma(p, r, vf_set(6.95116787e-1f));
+    return vf_scaled_negative(vf_fma(p, r, vf_set(1.0f)), t);
+#else
+    return vf_exp(t * 0.69314718055994531f);
 #endif
 }
 

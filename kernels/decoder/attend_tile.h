@@ -270,17 +270,22 @@ VEC_INLINE float finish_scores(const KeyBlock *b, float *w, ptrdiff_t begin, ptr
     return vf_largest(most);
 }
 
+/* e^(w - largest); of what is rounded to pairs next a rougher one will do. */
+VEC_INLINE vf weight_of(const int pairs, vf w, float largest) {
+    return pairs ? vf_exp2_rough(vf_fma(w, vf_set(LOG2_E), vf_set(-LOG2_E * largest))) : vf_exp_negative(w - largest);
+}
+
 /* w becomes the words of e^(w - largest), times the values' scales; returns the sum of the weights before those. In pairs, of two
  * vectors at a time, of which begin and stop are multiples. */
 VEC_INLINE float weights_of(const int pairs, const float *value_scales, float *w, ptrdiff_t begin, ptrdiff_t stop, float largest) {
     vf total = vf_zero(), next_total = vf_zero();
     for (ptrdiff_t j = begin; j < stop; j += 2 * VF_WIDTH) {
-        vf weight = vf_exp_negative(vf_load(w + j) - largest), next = vf_zero();
+        vf weight = weight_of(pairs, vf_load(w + j), largest), next = vf_zero();
         const int both = pairs || j + VF_WIDTH < stop;
         total += weight;
         if (value_scales != NULL) weight = weight * vf_load(value_scales + j);
         if (both) {
-            next = vf_exp_negative(vf_load(w + j + VF_WIDTH) - largest);
+            next = weight_of(pairs, vf_load(w + j + VF_WIDTH), largest);
             next_total += next;
             if (value_scales != NULL) next = next * vf_load(value_scales + j + VF_WIDTH);
         }
