@@ -32,7 +32,7 @@ TEXT = re.compile(r"^(\w+: (?:character \d+ of )?)texts\[(\d+)\]")  # as errors 
 @options.pooling
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="Vectors of length 1.")
 @click.option("--dtype", default="float32", show_default=True, help="Of the vectors: float32 or float16.")
-@click.option("--batch-tokens", type=int, default=4096, show_default=True, help="Tokens that are worked on at once.")
+@click.option("--batch-tokens", type=int, default=8192, show_default=True, help="Tokens that are worked on at once.")
 @click.option(
     "--truncate/--no-truncate",
     default=True,

@@ -261,6 +261,14 @@ def test_activations_and_derivatives_over_their_whole_range(kernel, name):
         assert np.allclose(found[~inside], truth[~inside], rtol=1e-6, atol=1e-30), formula.__name__
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_what_is_no_number_and_of_infinity(kernel, name):
+    x, unit = np.array([[np.nan], [np.inf]], np.float32).repeat(17, 0), np.ones((1, 1), np.float32)
+    out = poisoned(*x.shape)
+    kernel.linear_forward(x, unit, None, None, None, None, out, False, ACTIVATIONS[name])
+    assert np.isnan(out[:17]).all() and (out[17:] == np.inf).all()
+
+
 def test_gelu_by_its_definition():
     x = np.linspace(-6, 6, 101)
     assert np.allclose(activate(x, 1), [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x], atol=1e-15)
