@@ -126,7 +126,7 @@ class SentenceModel:
         batch_tokens = check_integer("embed", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed", prompt, prompt_name)
         is_one = isinstance(texts, str)
-        listed = [texts] if is_one else _as_list("embed", texts)
+        listed: list[str] = [texts] if isinstance(texts, str) else _as_list("embed", texts)
         self._check("embed", listed, 0)
         if len(listed) == 1 and not show_progress:  # the short way: bars and windows take as long as a layer of the encoder
             encoded = self._encode("embed", listed, 0, before, truncate)
