@@ -310,13 +310,12 @@ class SentenceModel:
 
     # ---- from tokens to vectors ----
 
-    def _embed_window(self, encoded: Encoded, batch_tokens: int, normalize: bool, bar: Any = None) -> np.ndarray:
+    def _embed_window(self, encoded: Encoded, batch_tokens: int, normalize: bool, bar: LateBar) -> np.ndarray:
         """float32 [texts, dim]."""
         vectors = np.empty((len(encoded.ids), self.dim), np.float32)
         for places, hidden, starts in self._run(encoded, batch_tokens):
             vectors[places] = self._vectors(hidden, starts, encoded.skip, normalize)
-            if bar is not None:
-                bar.update(len(places))
+            bar.update(len(places))
         return vectors
 
     def _vectors(self, hidden: np.ndarray, starts: np.ndarray, skip: int, normalize: bool) -> np.ndarray:

@@ -157,7 +157,7 @@ cdef int project(const Bench *bench, const float *x, ptrdiff_t rows, ptrdiff_t w
     memset(&packed, 0, sizeof(packed))
     memset(&channel, 0, sizeof(channel))
     for i in range(count):
-        if linears[i].weight.channel.numbers != NULL:
+        if in_channels(&linears[i].weight):
             channel.parts[channel.count].weight, channel.parts[channel.count].bias = &linears[i].weight.channel, linears[i].bias
             channel.parts[channel.count].out = outs[i]
             channel.count += 1

@@ -26,8 +26,8 @@ cdef enum:
     QUERY_TILE = 128  # queries a task: they share the copy of their keys and values
     CHUNK_TOKENS = 128  # of the sequences that one thread takes through all layers: their activations stay in L2
     CHUNKS_A_THREAD = 2  # fewer, and all threads share every layer instead: the last ones would wait too long
-    CHUNKS_LEFT = 3  # of a call's tokens at least so many chunks a thread are left, smaller ones: all end at about the same time
-    LAST_CHUNK_TOKENS = 32
+    CHUNKS_LEFT = 3  # a thread: the tokens that are left make so many, smaller ones in the end, so that all end at about the same time
+    LAST_CHUNK_TOKENS = 32  # but not smaller than that
     CHUNK_LEAST = 8  # tokens: below that products of few rows add up in another order
 
 
@@ -73,27 +73,28 @@ cdef Layer layer_of(layer) except *:
 
 cdef bint is_rounded(const Model *m) noexcept nogil:
     """Whether run_rounded_layer (native.pyx) can run all layers."""
-    cdef ptrdiff_t i
-    cdef const Layer *l
-    for i in range(m.layers):
-        l = &m.layer[i]
-        if l.gated or l.q.weight.channel.numbers == NULL or l.k.weight.channel.numbers == NULL or l.v.weight.channel.numbers == NULL:
-            return False
-        if l.output.weight.channel.numbers == NULL or l.up.weight.channel.numbers == NULL or l.down.weight.channel.numbers == NULL:
-            return False
-    return CHANNEL_FUSES and not m.pre and m.hidden % CHANNEL_GROUP == 0 and m.embedding_norm.present
+    return (
+        layers_are(m, in_channels, False) and CHANNEL_FUSES and not m.pre and m.hidden % CHANNEL_GROUP == 0
+        and m.embedding_norm.present
+    )
 
 
 cdef bint is_paired(const Model *m) noexcept nogil:
+    """Whether run_layer can have norms and attention round what maps read."""
+    return layers_are(m, in_pairs, True) and m.head_dim % 2 == 0
+
+
+cdef bint layers_are(const Model *m, bint (*form)(const Matrix *) noexcept nogil, bint gated) noexcept nogil:
+    """Whether all matrices of all layers lie so; gated: a gate is one of them, else there may be none."""
     cdef ptrdiff_t i
     cdef const Layer *l
     for i in range(m.layers):
         l = &m.layer[i]
-        if not (in_pairs(&l.q.weight) and in_pairs(&l.k.weight) and in_pairs(&l.v.weight) and in_pairs(&l.output.weight)):
+        if not (form(&l.q.weight) and form(&l.k.weight) and form(&l.v.weight) and form(&l.output.weight)):
             return False
-        if not (in_pairs(&l.up.weight) and in_pairs(&l.down.weight)) or l.gated and not in_pairs(&l.gate.weight):
+        if not (form(&l.up.weight) and form(&l.down.weight)) or l.gated and not (gated and form(&l.gate.weight)):
             return False
-    return m.head_dim % 2 == 0
+    return True
 
 
 cdef struct AttendTask:

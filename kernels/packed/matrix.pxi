@@ -49,8 +49,13 @@ cdef Matrix matrix_of(weight) except *:
     return m
 
 
+cdef inline bint in_channels(const Matrix *m) noexcept nogil:
+    """Whether the weight has one scale an output."""
+    return m.channel.numbers != NULL
+
+
 cdef inline bint in_blocks(const Matrix *m) noexcept nogil:
-    return m.rows == NULL and m.panels == NULL and m.channel.numbers == NULL
+    return m.rows == NULL and m.panels == NULL and not in_channels(m)
 
 
 cdef inline bint in_pairs(const Matrix *m) noexcept nogil:
@@ -83,7 +88,7 @@ cdef inline void matrix_row(const Matrix *m, ptrdiff_t row, float *out) noexcept
     cdef ptrdiff_t i
     if m.panels != NULL:
         panels_row(m, row, out)
-    elif m.channel.numbers != NULL:
+    elif in_channels(m):
         unpack_channel_row(&m.channel, row, out)
     elif in_blocks(m):
         unpack_row(&m.packed, row, out)

@@ -223,7 +223,7 @@ def packed_linear(const float[:, ::1] x, weight, const float[::1] bias, float[:,
     memset(&op, 0, sizeof(op))
     memset(&rows, 0, sizeof(rows))
     memset(&channel, 0, sizeof(channel))
-    if matrix.channel.numbers != NULL:
+    if in_channels(&matrix):
         channel.parts[0].weight, channel.parts[0].bias = &matrix.channel, &bias[0] if bias is not None else NULL
         channel.parts[0].out, channel.tokens, channel.count = &out[0, 0], x.shape[0], 1
         with nogil:
