@@ -226,23 +226,23 @@ static void pack_panel_of_blocks(const PackedMatrix *w, uint8_t *data, ptrdiff_t
     }
 }
 
-/* out [inputs] = the values of one output's weights. */
+/* out [inputs] = the values of one output's weights. A block's bytes are brought together first: so the rest is vectors. */
 static void unpack_row(const PackedMatrix *w, ptrdiff_t output, float *out) {
-    ptrdiff_t block_bytes = packed_block_bytes(w->bits), scale_bytes = packed_scale_bytes(w->half);
-    ptrdiff_t column = output % VF_WIDTH;
+    const ptrdiff_t block_bytes = packed_block_bytes(w->bits), scale_bytes = packed_scale_bytes(w->half);
+    const ptrdiff_t column = output % VF_WIDTH, groups = w->bits == 8 ? GROUPS : GROUPS / 2;
     const uint8_t *pair = w->data + output / VF_WIDTH * w->panel_bytes;
-    for (ptrdiff_t block = 0; block * BLOCK < w->inputs; block++) {
+    const int offset = packed_offset(w->bits, w->minimum);
+    for (ptrdiff_t block = 0; block * BLOCK < w->inputs; block++, out += BLOCK) {
         const uint8_t *place = pair + block / 2 * packed_pair_bytes(w->bits, w->half, w->minimum);
-        const uint8_t *in = place + block % 2 * block_bytes, *scale = place + 2 * block_bytes + block % 2 * scale_bytes;
-        float step = read_scale(scale, column, w->half);
-        float least = w->minimum ? read_scale(scale + 2 * scale_bytes, column, w->half) : 0;
-        for (ptrdiff_t i = 0; i < BLOCK && block * BLOCK + i < w->inputs; i++) {
-            ptrdiff_t g = i / 4;
-            ptrdiff_t group = w->bits == 8 ? g : g % (GROUPS / 2);
-            int stored = in[(group * VF_WIDTH + column) * 4 + i % 4];
-            int number = w->bits == 8 ? (int8_t)(stored - packed_offset(8, w->minimum)) : stored >> (i < BLOCK / 2 ? 0 : 4) & 15;
-            out[block * BLOCK + i] = step * (float)number + least;
-        }
+        const uint8_t *in = place + block % 2 * block_bytes + column * 4, *scale = place + 2 * block_bytes + block % 2 * scale_bytes;
+        const float step = read_scale(scale, column, w->half);
+        const float least = w->minimum ? read_scale(scale + 2 * scale_bytes, column, w->half) : 0;
+        const ptrdiff_t count = w->inputs - block * BLOCK < BLOCK ? w->inputs - block * BLOCK : BLOCK;
+        uint8_t stored[BLOCK];
+        for (ptrdiff_t group = 0; group < groups; group++) memcpy(stored + 4 * group, in + group * VF_WIDTH * 4, 4);
+        if (w->bits == 4)
+            for (ptrdiff_t i = 0; i < BLOCK / 2; i++) stored[BLOCK / 2 + i] = stored[i] >> 4, stored[i] &= 15;
+        for (ptrdiff_t i = 0; i < count; i++) out[i] = step * (float)(int8_t)(stored[i] - offset) + least;
     }
 }
 
