@@ -305,7 +305,8 @@ cdef void attend_block(void *argument, ptrdiff_t index) noexcept nogil:
         finish_row(m, g.blend + row * dim, 1 / g.totals[row], s.attended, task.start + task.first + row, task.head)
 
 
-cdef inline void finish_row(const Model *m, const float *blend, float factor, float *attended, ptrdiff_t token, ptrdiff_t head) noexcept nogil:
+cdef inline void finish_row(const Model *m, const float *blend, float factor, float *attended, ptrdiff_t token,
+                            ptrdiff_t head) noexcept nogil:
     """attended, or pairs of it, = blend [head_dim] times factor, at its place."""
     cdef ptrdiff_t step = 2 * VF_WIDTH if m.paired else VF_WIDTH, halves = 2 if m.paired else 1, d
     cdef float *out = attended + (token * m.heads + head) * m.head_dim // halves

@@ -112,8 +112,8 @@ FULL_TILE(full_tile_pairs_of_packed, 0, 1, TILE_ROWS, TILE_COLUMNS, NULL)
 FULL_TILE(full_tile_pairs_packing, PACK_AHEAD, 1, a_k, b_k, panel)
 #undef FULL_TILE
 
-/* out [row_count][TILE_COLUMNS], with bias, of the rows that are left below whole tiles: so many and no more (a tile of eight for them took
- * 2 % of MiniLM's time, whose blocks have some 140 rows). */
+/* out [row_count][TILE_COLUMNS], with bias, of the rows that are left below whole tiles: so many and no more (a tile of eight for
+ * them took 2 % of MiniLM's time, whose blocks have some 140 rows). */
 #define REST_TILE(count)                                                                                               \
     static __attribute__((noinline)) void rest_tile_##count(int pairs, const float *const rows[TILE_ROWS], ptrdiff_t a_k, \
                                                             const float *b, ptrdiff_t depth, float *out,               \

@@ -219,9 +219,10 @@ static void store_channels(const ChannelMatrix *w, ptrdiff_t panel, const float 
 
 /* The same of sums that are scaled already. */
 static void copy_channels(const ChannelMatrix *w, ptrdiff_t panel, ptrdiff_t rows, const float *sums, float *out) {
-    const ptrdiff_t columns = w->outputs - panel * VF_WIDTH < CHANNEL_PANELS * VF_WIDTH ? w->outputs - panel * VF_WIDTH : CHANNEL_PANELS * VF_WIDTH;
+    enum { COLUMNS = CHANNEL_PANELS * VF_WIDTH };
+    const ptrdiff_t left = w->outputs - panel * VF_WIDTH, columns = left < COLUMNS ? left : COLUMNS;
     for (ptrdiff_t row = 0; row < rows; row++)
-        memcpy(out + row * w->outputs + panel * VF_WIDTH, sums + row * CHANNEL_PANELS * VF_WIDTH, sizeof(float) * columns);
+        memcpy(out + row * w->outputs + panel * VF_WIDTH, sums + row * COLUMNS, sizeof(float) * columns);
 }
 
 /* Panels of a weight: whole tiles of them, the last ones zeros where its columns end. */
