@@ -125,16 +125,16 @@ class SentenceModel:
         dtype = _dtype("embed", dtype)
         batch_tokens = check_integer("embed", "batch_tokens", batch_tokens, at_least=1)
         before = self._prompt("embed", prompt, prompt_name)
-        is_one = isinstance(texts, str)
         listed: list[str] = [texts] if isinstance(texts, str) else _as_list("embed", texts)
         self._check("embed", listed, 0)
-        if len(listed) == 1 and not show_progress:  # the short way: a bar, windows and batches take 1 % of MiniLM's sentence
+        if isinstance(texts, str) or (len(listed) == 1 and not show_progress):
+            # the short way: a bar, windows and batches take 1 % of MiniLM's sentence
             encoded = self._encode("embed", listed, 0, before, truncate)
             self._warn_of_cut("embed", encoded)
             starts = np.array([0, len(encoded.ids[0])])
             hidden = self.encoder.forward(encoded.ids[0], starts, encoded.types[0] if self._has_types else None)
             vectors = self._vectors(hidden, starts, encoded.skip, normalize).astype(dtype, copy=False)
-            return vectors[0] if is_one else vectors
+            return vectors[0] if isinstance(texts, str) else vectors
         out = np.empty((len(listed), self.dim), dtype)
         with _bar(len(listed), show_progress) as bar:
             for encoded in self._windows("embed", listed, before, truncate):

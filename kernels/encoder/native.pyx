@@ -59,7 +59,7 @@ cdef class Encoder:
         """hidden [tokens, dim] after the final norm. Shapes: reference.py."""
         cdef Call call
         cdef Step s
-        cdef ptrdiff_t alone  # chunks that are one thread's each; all threads share what is left of them
+        cdef ptrdiff_t threads = pool_threads(), alone = 0  # chunks that are one thread's each; all threads share the rest
         if ids.shape[0] == 0:
             return
         call.model, call.sequences = &self.model, starts.shape[0] - 1
@@ -69,7 +69,8 @@ cdef class Encoder:
         call.bounds = &bounds[0]
         with nogil:
             call.chunks = cut_into_chunks(&call)
-            alone = call.chunks // pool_threads() * pool_threads() if call.chunks >= CHUNKS_A_THREAD * pool_threads() else 0
+            if call.chunks >= CHUNKS_A_THREAD * threads:
+                alone = call.chunks // threads * threads
             pool_run(chunk_block, &call, alone)
             if alone < call.chunks:
                 s = step_of(&call, call.bounds[alone], call.sequences)

@@ -176,6 +176,14 @@ def test_the_result_may_be_float16(tiny_folder):
 # ---- prompts ----
 
 
+@pytest.mark.parametrize("show_progress", [None, False, True])
+def test_one_string_is_one_vector_and_a_list_of_one_a_row(tiny_folder, show_progress):
+    model = load_sentence_model(tiny_folder(), "float32")
+    one = model.embed("the bank", show_progress=show_progress)
+    assert one.shape == (32,)
+    np.testing.assert_array_equal(model.embed(["the bank"], show_progress=show_progress), one[None])
+
+
 def test_prompts(tiny_folder):
     folder = tiny_folder()
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "passage": "passage: "}})
