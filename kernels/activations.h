@@ -47,7 +47,7 @@ static const float GELU_BELOW[5][16] __attribute__((aligned(64))) = {
 };
 
 VEC_INLINE vf vf_gelu(vf x) {
-    vf a = vf_abs(x), place = a * (16 / GELU_END), r = (vf)_mm512_reduce_ps((__m512)place, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf a = vf_abs(x), place = a * (16 / GELU_END), r = vf_fraction(place);
     __m512i piece = _mm512_cvttps_epi32((__m512)place); /* only its last four bits count */
     __mmask16 inside = _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(GELU_END), _CMP_NGE_UQ); /* or NaN, which stays */
     __m512 below = _mm512_permutexvar_ps(piece, _mm512_load_ps(GELU_BELOW[4]));

@@ -78,10 +78,10 @@ cdef void few_rows_along_k(GemmTask *g, const float **starts, ptrdiff_t first, p
         for j in range(columns):
             b = g.b + (column + j) * g.b_column
             if g.m == 1:
-                dot_multiply(1, starts, b, g.k, sums + j, TILE_COLUMNS)
+                dot_multiply(1, False, starts, b, g.k, sums + j, TILE_COLUMNS)
             elif g.m == 2:
-                dot_multiply(2, starts, b, g.k, sums + j, TILE_COLUMNS)
+                dot_multiply(2, False, starts, b, g.k, sums + j, TILE_COLUMNS)
             else:
-                dot_multiply(4, starts, b, g.k, sums + j, TILE_COLUMNS)
+                dot_multiply(4, False, starts, b, g.k, sums + j, TILE_COLUMNS)
         store_tile(g, sums, TILE_COLUMNS, 0, g.m, column, columns, g.accumulate, True)
         column += TILE_COLUMNS

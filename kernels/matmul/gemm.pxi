@@ -60,7 +60,7 @@ cdef extern from "matmul/tile.h" nogil:
                            float *packed, float *out, ptrdiff_t out_row, bint add, const float *bias)
     void rest_tile(ptrdiff_t row_count, int pairs, const float **rows, ptrdiff_t a_k, const float *b, ptrdiff_t depth, float *out,
                    const float *bias)
-    void dot_multiply(int row_count, const float **rows, const float *b, ptrdiff_t depth, float *sums,
+    void dot_multiply(int row_count, bint halves, const float **rows, const void *b, ptrdiff_t depth, float *sums,
                       ptrdiff_t sums_step)
     void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdiff_t rows, float *out)
     void pack_transposed(const float *x, ptrdiff_t in_stride, ptrdiff_t count, ptrdiff_t width, float *out, ptrdiff_t out_stride)

@@ -8,6 +8,7 @@
 
 #include "amx.h"
 #include "bfloat16.h"
+#include "half.h"
 #include "transpose.h"
 #include "vec.h"
 
@@ -168,8 +169,20 @@ static void pack_rows_of_a(const float *a, ptrdiff_t a_k, ptrdiff_t depth, ptrdi
     }
 }
 
-/* sums[i * sums_step] = row i of A times b over `depth`, all of it along memory, read from front to back. */
-VEC_INLINE void dot_multiply(const int row_count, const float *const rows[TILE_ROWS], const float *b, ptrdiff_t depth,
+/* VF_WIDTH numbers of b from number k on, or the first `lanes` of them, zeros behind: floats, or float16 (half.h). */
+VEC_INLINE vf dot_part(const int halves, const void *b, ptrdiff_t k) {
+    return halves ? vf_load_half((const uint8_t *)b + 2 * k) : vf_load((const float *)b + k);
+}
+VEC_INLINE vf dot_rest(const int halves, const void *b, ptrdiff_t k, ptrdiff_t lanes) {
+    float rest[VF_WIDTH] = {0}; /* room for a vector of either */
+    if (!halves) return vf_load_first((const float *)b + k, lanes);
+    memcpy(rest, (const uint8_t *)b + 2 * k, 2 * (size_t)lanes);
+    return vf_load_half((const uint8_t *)rest);
+}
+
+/* sums[i * sums_step] = row i of A times b over `depth`, all of it along memory, read from front to back. `halves`: b is float16,
+ * widened as it comes. */
+VEC_INLINE void dot_multiply(const int row_count, const int halves, const float *const rows[TILE_ROWS], const void *b, ptrdiff_t depth,
                              float *sums, ptrdiff_t sums_step) {
     vf total[4][DOT_PARTS];
     ptrdiff_t k = 0;
@@ -178,14 +191,14 @@ VEC_INLINE void dot_multiply(const int row_count, const float *const rows[TILE_R
     }
     for (; k + DOT_PARTS * VF_WIDTH <= depth; k += DOT_PARTS * VF_WIDTH) {
         UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-            vf b_part = vf_load(b + k + p * VF_WIDTH);
+            vf b_part = dot_part(halves, b, k + p * VF_WIDTH);
             UNROLL for (int i = 0; i < row_count; i++)
                 total[i][p] = vf_fma(vf_load(rows[i] + k + p * VF_WIDTH), b_part, total[i][p]);
         }
     }
     for (; k < depth; k += VF_WIDTH) {
         ptrdiff_t lanes = depth - k < VF_WIDTH ? depth - k : VF_WIDTH;
-        vf b_part = vf_load_first(b + k, lanes);
+        vf b_part = dot_rest(halves, b, k, lanes);
         UNROLL for (int i = 0; i < row_count; i++)
             total[i][0] = vf_fma(vf_load_first(rows[i] + k, lanes), b_part, total[i][0]);
     }

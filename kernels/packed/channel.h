@@ -183,12 +183,10 @@ typedef struct {
 
 /* What the sums of a tile's columns are multiplied by, and what joins them: bias [outputs], or NULL. */
 VEC_INLINE ChannelColumns channel_columns(const ChannelMatrix *w, ptrdiff_t panel, const float *bias) {
+    const ptrdiff_t column = panel * VF_WIDTH;
     ChannelColumns c;
-    for (int p = 0; p < CHANNEL_PANELS; p++) {
-        const ptrdiff_t column = (panel + p) * VF_WIDTH, lanes = w->outputs - column;
-        c.scale[p] = vf_load(w->scales + column), c.bias[p] = vf_zero();
-        if (bias != NULL && lanes > 0) c.bias[p] = lanes >= VF_WIDTH ? vf_load(bias + column) : vf_load_first(bias + column, lanes);
-    }
+    for (int p = 0; p < CHANNEL_PANELS; p++) c.scale[p] = vf_load(w->scales + column + p * VF_WIDTH), c.bias[p] = vf_zero();
+    if (bias != NULL) load_group(bias + column, w->outputs - column, CHANNEL_PANELS, c.bias);
     return c;
 }
 

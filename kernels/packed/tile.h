@@ -10,6 +10,7 @@
 #define FASTMIXER_PACKED_TILE_H
 
 #include "amx.h"
+#include "half.h"
 #include "packed/round.h"
 
 enum {

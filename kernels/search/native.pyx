@@ -13,7 +13,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, uint8_t, uint16_t
 from libc.string cimport memmove
 
-cdef extern from "packed/dot.h" nogil:
+cdef extern from "half.h" nogil:
     void halves_to_floats(const uint8_t *halves, ptrdiff_t count, float *out)
     enum: HALF_SCALES
 
@@ -21,7 +21,6 @@ cdef extern from "search/tile.h" nogil:
     void tile_of_one(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
     void tile_of_two(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
     void tile_of_all(const float **rows, const float *b, ptrdiff_t depth, ptrdiff_t ahead, float *out, bint add)
-    void dot_halves(int count, const float **queries, const uint16_t *row, ptrdiff_t depth, float *sums)
 
 cdef enum:
     ROWS = 128  # of vectors, whole tiles, that stay in L2 while panels of queries pass by: 192 KB if each has 384 numbers
@@ -143,16 +142,16 @@ cdef float search_few(
         starts[query] = s.queries + min(query, s.count - 1) * s.dim
     for row in range(rows):
         if halves != NULL and s.count == 1:
-            dot_halves(1, starts, halves + row * s.dim, s.dim, sums)
+            dot_multiply(1, True, starts, halves + row * s.dim, s.dim, sums, 1)
         elif halves != NULL:
-            dot_halves(2, starts, halves + row * s.dim, s.dim, sums)
+            dot_multiply(2, True, starts, halves + row * s.dim, s.dim, sums, 1)
         else:
             for i from 0 <= i < s.dim by ASKED_EVERY:
                 prefetch_read(block + row * s.dim + i + ASKED_AHEAD)
             if s.count == 1:
-                dot_multiply(1, starts, block + row * s.dim, s.dim, sums, 1)
+                dot_multiply(1, False, starts, block + row * s.dim, s.dim, sums, 1)
             else:
-                dot_multiply(2, starts, block + row * s.dim, s.dim, sums, 1)
+                dot_multiply(2, False, starts, block + row * s.dim, s.dim, sums, 1)
         for query in range(s.count):
             check += sums[query] * 0
             if sums[query] > scores[query * s.k]:

@@ -8,7 +8,6 @@
 #define FASTMIXER_SEARCH_TILE_H
 
 #include "matmul/tile.h"
-#include "packed/dot.h"
 
 #define LINE_FLOATS 16
 
@@ -54,30 +53,5 @@ SEARCH_TILE(tile_of_one, 1)
 SEARCH_TILE(tile_of_two, 2)
 SEARCH_TILE(tile_of_all, TILE_VECTORS)
 #undef SEARCH_TILE
-
-/* sums[i] = query i times a row of float16 numbers [depth], widened as they come; to the bit what dot_multiply makes of the same row in
- * float32. */
-VEC_INLINE void dot_halves(const int count, const float *const queries[], const uint16_t *row, ptrdiff_t depth, float *sums) {
-    vf total[2][DOT_PARTS];
-    ptrdiff_t k = 0;
-    UNROLL for (int i = 0; i < count; i++) {
-        UNROLL for (int p = 0; p < DOT_PARTS; p++) total[i][p] = vf_zero();
-    }
-    for (; k + DOT_PARTS * VF_WIDTH <= depth; k += DOT_PARTS * VF_WIDTH) {
-        UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-            const vf part = vf_load_half((const uint8_t *)(row + k + p * VF_WIDTH));
-            UNROLL for (int i = 0; i < count; i++)
-                total[i][p] = vf_fma(vf_load(queries[i] + k + p * VF_WIDTH), part, total[i][p]);
-        }
-    }
-    for (; k < depth; k += VF_WIDTH) {
-        const ptrdiff_t lanes = depth - k < VF_WIDTH ? depth - k : VF_WIDTH;
-        uint16_t rest[VF_WIDTH] = {0};
-        memcpy(rest, row + k, sizeof(uint16_t) * (size_t)lanes);
-        const vf part = vf_load_half((const uint8_t *)rest);
-        UNROLL for (int i = 0; i < count; i++) total[i][0] = vf_fma(vf_load_first(queries[i] + k, lanes), part, total[i][0]);
-    }
-    UNROLL for (int i = 0; i < count; i++) sums[i] = vf_sum((total[i][0] + total[i][1]) + (total[i][2] + total[i][3]));
-}
 
 #endif
